@@ -168,6 +168,19 @@ def test_a_key_to_scrape_with_is_made_and_taken_from_the_environment(tmp_path, m
     assert (key.scrape, key.admin) == (True, False)
 
 
+def test_a_key_for_fronts_is_made_for_a_node_alone(tmp_path):
+    path = config(tmp_path, keys={"file": "keys.json"}, role="node")
+    made = coe("keys", "add", path, "front", "--node")
+    assert made.returncode == 0, made.stderr
+    (entry,) = read_keys(tmp_path / "keys.json")
+    assert (entry.node, entry.admin, entry.scrape) == (True, False, False)
+    assert entry.priority  # the front has looked at its callers' rights
+    assert "/v1, /node" in coe("keys", "list", path).stdout
+    assert "give no other option" in coe("keys", "add", path, "x", "--node", "--admin").stderr
+    server = config(tmp_path, keys={"file": "keys.json"})
+    assert "no role: node" in coe("keys", "add", server, "x", "--node").stderr
+
+
 def test_a_key_is_not_admins_and_prometheus_at_once(tmp_path):
     both = {"name": "a", "sha256": hashed("one"), "admin": True, "scrape": True}
     (tmp_path / "keys.json").write_text(json.dumps({"keys": [both]}))

@@ -13,6 +13,7 @@ from typing import Any
 from coe_server.cache.slot import Expert
 from coe_server.cluster.directory import NodeAddress, NodeDirectory, StaticDirectory
 from coe_server.cluster.dns import DnsDirectory
+from coe_server.cluster.drained import Drained
 from coe_server.cluster.engine import OnNodes
 from coe_server.cluster.link import Access
 from coe_server.cluster.nodes import Nodes
@@ -43,13 +44,13 @@ def build_nodes(config: ServerConfig) -> Nodes | None:
     """The nodes of a front, not yet connected; None for any other server. Raises ConfigError."""
     if not config.has_nodes:
         return None
-    settings = config.nodes
+    settings, drained = config.nodes, Drained(config.state_directory / "drained.json")
     if not isinstance(settings, list):
         access = _access(config, settings, "nodes")
-        return Nodes(_DIRECTORIES[settings.directory](settings), lambda _: access)
+        return Nodes(_DIRECTORIES[settings.directory](settings), lambda _: access, drained)
     addresses = [NodeAddress(one.name, one.address.rstrip("/")) for one in settings]
     by_name = {one.name: _access(config, one, f"nodes.{one.name}") for one in settings}
-    return Nodes(StaticDirectory(addresses), lambda address: by_name[address.name])
+    return Nodes(StaticDirectory(addresses), lambda address: by_name[address.name], drained)
 
 
 def _access(config: ServerConfig, settings: NodeAccess, where: str) -> Access:

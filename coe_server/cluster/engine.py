@@ -151,7 +151,7 @@ async def _sending(
     except TimeoutError as error:
         if not limit.expired():
             raise
-        raise EngineDied(f"node '{link.name}' is silent; another node is asked\n{link.address.url}") from error
+        raise EngineDied(f"node '{link.name}' is silent\n{link.address.url}") from error
 
 
 async def _refusal(answer: EngineResponse) -> _Refusal | None:

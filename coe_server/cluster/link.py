@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -25,7 +25,10 @@ from coe_server.upstream.complaint import json_value
 logger = logging.getLogger(__name__)
 
 SILENT_SECONDS = 1.5  # three pulses: then it gets nothing new, so a dead node is unused within two seconds
-# Then its connections are broken off. A node short of processor time may be silent for seconds and go on.
+# Four pulses: then answers that have begun end with an error, and what has no first word goes to another expert.
+MUTE_SECONDS = 2.0
+# Then its connections are broken off. A node short of processor time may be silent for seconds and go on: what has no
+# first word yet, and no other node to go to, loses nothing by waiting for that.
 LOST_SECONDS = 10.0
 STEP_SECONDS = 0.1  # between two looks at the silence
 _MOST_OF_A_STEP = 2 * STEP_SECONDS  # counted for one step, however long it took
@@ -60,11 +63,21 @@ class Pending:
         """True until a part of the answer has gone to the caller."""
         return not self.tries.has_begun and not self.limit.expired()
 
+    @property
+    def gains_nothing(self) -> bool:
+        """True if it need not wait for a node that may be lost: its caller can ask again, or another expert answers."""
+        return (self.tries.has_begun or self.tries.has_substitute) and not self.limit.expired()
+
+    def end(self) -> None:
+        """End the attempt now."""
+        self.limit.reschedule(asyncio.get_running_loop().time())
+
 
 class NodeLink:
-    """One node, as long as the directory lists it. `changed` is called after each change of what is known of it."""
+    """One node, as long as the directory lists it. `changed` is called after each change of what is known of it, with
+    the experts that have changed; None: whether it may get requests, or all of it."""
 
-    def __init__(self, address: NodeAddress, access: Access, changed: Callable[[], None]) -> None:
+    def __init__(self, address: NodeAddress, access: Access, changed: Callable[[Collection[str] | None], None]) -> None:
         self.address = address
         self.drained = False
         self.snapshot: NodeSnapshot | None = None
@@ -167,6 +180,11 @@ class NodeLink:
         """True if it has missed its pulses."""
         return self._silent_seconds > SILENT_SECONDS
 
+    @property
+    def is_mute(self) -> bool:
+        """True if it has missed so many that its answers count as lost. One that stops may take its time."""
+        return self._silent_seconds > MUTE_SECONDS and not self._leaves
+
     def refuse(self, why: str) -> None:
         """It does not take requests of this front. The next stream may change that."""
         self._tell(why)
@@ -206,7 +224,7 @@ class NodeLink:
             else:
                 logger.warning("node '%s' (%s) gets nothing new: %s", self.name, self.address.url, why)
             self._unusable = why
-            self._changed()
+            self._changed(None)
 
     async def _listen(self) -> None:
         """One event stream, until it breaks or ends."""
@@ -241,7 +259,7 @@ class NodeLink:
                 raise BadSnapshot(f"a node's snapshot: number {news.sequence} does not follow the last one")
             self.snapshot = replace(news, node=self.name, experts={**before.experts, **news.experts})
         self._welcome()
-        self._changed()
+        self._changed(None if event == "snapshot" else news.experts)
 
     def _welcome(self) -> None:
         """It is heard: use it, unless what it said is against that."""
@@ -305,7 +323,10 @@ def _why(listening: asyncio.Task[None]) -> str | None:
 
 def _refusal(status: int) -> str:
     if status in {401, 403}:
-        return f"it does not accept this front's key ({status}); nodes[].api_key_env is the node's keys.node_key_env"
+        return (
+            f"it does not accept this front's key ({status}); nodes[].api_key_env is the node's keys.node_key_env, "
+            "or a key made by `coe keys add --node`"
+        )
     if status == 404:
         return "it is no node (404); set role: node there"
     return f"it answered with status {status}"

@@ -8,11 +8,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from coe_server.cluster.choice import admits, best_of_nodes, choose
+from coe_server.cluster.choice import OverNodes, admits, choose, engine_of
 from coe_server.cluster.directory import KnownNode, NodeAddress, NodeDirectory
+from coe_server.cluster.drained import Drained
 from coe_server.cluster.link import STEP_SECONDS, Access, NodeLink, ask
 from coe_server.cluster.sent import Sent
 from coe_server.cluster.snapshot import MOST_EXPERTS, ExpertOnNode, NodeSnapshot, TierOnNode
@@ -41,12 +43,21 @@ class BestNode:
     longest_tokens: int | None = None
 
 
+class _Kept(NamedTuple):
+    """What was told of an expert last; it holds while none of its engines has an open request."""
+
+    best: BestNode
+    engines: tuple[str, ...]
+
+
 class Nodes:
     """`learn` is called for each expert that comes, by name, and `unlearn` for one that goes: a node that had it has it
     no more, and no other one has it. `changed` is called after each change of what nodes told.
     """
 
-    def __init__(self, directory: NodeDirectory, access: Callable[[NodeAddress], Access]) -> None:
+    def __init__(
+        self, directory: NodeDirectory, access: Callable[[NodeAddress], Access], drained: Drained | None = None
+    ) -> None:
         self.sent = Sent()
         self.outcomes: Counter[tuple[str, str]] = Counter()  # of requests, by node and outcome
         self.learn: Callable[[str], None] = lambda _: None
@@ -59,7 +70,9 @@ class Nodes:
         self._gone: set[str] = set()  # of these, the ones that were unlearned
         self._told: dict[str, NodeSnapshot] = {}  # what each node told last
         self._conversations: OrderedDict[bytes, str] = OrderedDict()
-        self._drained: set[str] = set()
+        self._drained = Drained() if drained is None else drained
+        self._over: OverNodes | None = None  # until the next change
+        self._kept: dict[str, _Kept] = {}  # of experts that have not changed, and have no open request
 
     async def run(self) -> None:
         """Follow the directory and every node until cancelled."""
@@ -81,7 +94,10 @@ class Nodes:
             if name not in self._links:
                 self._links[name] = link = NodeLink(address, self._access(address), self._heard)
                 link.drained = name in self._drained
+                if link.drained:
+                    logger.warning("node '%s' is drained: it gets nothing new until coe cluster resume", name)
                 tasks.create_task(link.run())
+        self._forget()
         self.changed()
 
     async def _count_silence(self) -> None:
@@ -97,19 +113,21 @@ class Nodes:
             before = now
 
     def _move_away(self, link: NodeLink) -> None:
-        """End the attempts at a silent node that another node can take over; the others may wait for it to go on."""
+        """End the attempts at a silent node that another node can take over, a little later those that gain nothing by
+        waiting; the others may wait for it to go on."""
         for one in tuple(link.pending):
             there = link.snapshot.experts.get(one.expert) if link.snapshot is not None else None
             may_move = one.may_move and there is not None and not there.may_have_been_paid
-            if may_move and self._others(one.expert, link, one.tries):
-                one.limit.reschedule(asyncio.get_running_loop().time())
+            if (may_move and self._others(one.expert, link, one.tries)) or (link.is_mute and one.gains_nothing):
+                one.end()
 
     def _others(self, expert: str, link: NodeLink, tries: Tries) -> bool:
         """True if another node admits requests for this expert, and this request has not failed there."""
         others = (one for one in self.usable() if one.node != link.name and one.node not in tries.failed)
         return any(admits(one, expert) for one in others)
 
-    def _heard(self) -> None:
+    def _heard(self, changed: Collection[str] | None = None) -> None:
+        self._forget(changed)
         lost: set[str] = set()
         for link in self._links.values():
             told, before = link.snapshot, self._told.get(link.name)
@@ -133,6 +151,15 @@ class Nodes:
         if is_new or name in self._gone:
             self._gone.discard(name)
             self.learn(name)
+
+    def _forget(self, changed: Collection[str] | None = None) -> None:
+        """Compute anew what is told of these experts, or of all."""
+        self._over = None
+        if changed is None:
+            self._kept.clear()
+        else:
+            for name in changed:
+                self._kept.pop(name, None)
 
     # what there is
 
@@ -163,9 +190,22 @@ class Nodes:
                 yield node, found
 
     def best(self, expert: str) -> BestNode:
-        """The expert at the node that would get the next request."""
+        """The expert at the node that would get the next request; the same object until something changes."""
+        kept = self._kept.get(expert)
+        if kept is not None and not any(map(self.sent.is_open, kept.engines)):
+            return kept.best
+        best = self._best_now(expert)
+        there = (link.snapshot.experts.get(expert) for link in self._links.values() if link.snapshot is not None)
+        engines = tuple({engine_of(one) for one in there if one is not None})
+        if not any(map(self.sent.is_open, engines)):  # open requests come and go without a word of the nodes
+            self._kept[expert] = _Kept(best, engines)
+        return best
+
+    def _best_now(self, expert: str) -> BestNode:
         known = self._experts[expert]
-        found = best_of_nodes(expert, self.usable(), self.sent)
+        if self._over is None:
+            self._over = OverNodes(self.usable(), self.sent)
+        found = self._over.get(expert)
         if found is not None:
             tier, wait_seconds, failure, returns_seconds, longest_tokens = found
             return BestNode(known, tier, wait_seconds, failure, returns_seconds, longest_tokens)
@@ -220,18 +260,20 @@ class Nodes:
 
     # what an operator asks for
 
-    def drain(self, node: str) -> None:
-        """Send a node nothing new from now on, until `resume` or a restart of this front."""
-        self._set_drained(node, True)
+    async def drain(self, node: str) -> None:
+        """Send a node nothing new from now on, until `resume`; also after a restart of this front."""
+        await self._set_drained(node, True)
 
-    def resume(self, node: str) -> None:
-        self._set_drained(node, False)
+    async def resume(self, node: str) -> None:
+        await self._set_drained(node, False)
 
-    def _set_drained(self, node: str, drained: bool) -> None:
+    async def _set_drained(self, node: str, drained: bool) -> None:
         self._link(node).drained = drained
         (self._drained.add if drained else self._drained.discard)(node)
         logger.info("node '%s' is %s", node, "drained: it gets nothing new" if drained else "used again")
+        self._forget()
         self.changed()
+        await self._drained.keep()
 
     async def move(self, expert: str, action: str, node: str | None) -> str:
         """Ask a node to `load`, `unload`, `restart` or `pin?tier=...` an expert; without a name the best one. Returns

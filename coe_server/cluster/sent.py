@@ -5,11 +5,9 @@ Snapshots lag; these counts do not. An expert that shares an engine counts under
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from types import MappingProxyType
-
-_NOTHING: Mapping[str, int] = MappingProxyType({})
 
 
 class Sent:
@@ -17,6 +15,7 @@ class Sent:
 
     def __init__(self) -> None:
         self._open: dict[str, dict[str, int]] = {}
+        self._anywhere: Counter[str] = Counter()  # of `_open`, over all nodes
         self._last: dict[str, dict[str, int]] = {}
         self._number = 0
 
@@ -27,20 +26,26 @@ class Sent:
         self._last.setdefault(node, {})[expert] = self._number
         open_there = self._open.setdefault(node, {})
         open_there[expert] = open_there.get(expert, 0) + answers
+        self._anywhere[expert] += answers
         try:
             yield
         finally:
-            open_there[expert] -= answers
-            if not open_there[expert]:
-                del open_there[expert]
+            for counts in (open_there, self._anywhere):
+                counts[expert] -= answers
+                if not counts[expert]:
+                    del counts[expert]
 
     def unanswered(self, node: str) -> Mapping[str, int]:
-        """Expert -> answers that this node owes; experts without any are left out."""
-        return self._open.get(node, _NOTHING)
+        """Expert -> answers that this node owes, kept current; experts without any are left out."""
+        return self._open.setdefault(node, {})
+
+    def is_open(self, expert: str) -> bool:
+        """True if some node owes an answer of this expert."""
+        return expert in self._anywhere
 
     def age(self, node: str, expert: str) -> int:
         """How many requests went out, to any node, since this expert was last asked for there; all if it never was."""
-        return self._number - self._last.get(node, _NOTHING).get(expert, 0)
+        return self._number - self._last.get(node, {}).get(expert, 0)
 
     def forget(self, node: str) -> None:
         """Drop what was sent to a node that is gone; requests that are still open end by themselves."""

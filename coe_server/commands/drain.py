@@ -31,7 +31,7 @@ def drain(
 ) -> None:
     """Send a node nothing new; its conversations move to other nodes. It can be stopped once this command ends.
 
-    `coe cluster resume` or a restart of the front ends it. With several fronts drain the node on each.
+    `coe cluster resume` ends it; a restart of the front does not. With several fronts drain the node on each.
 
     Example: coe cluster drain front.yaml left
     """

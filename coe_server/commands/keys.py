@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 
 from coe_server.commands.terminal import mistakes_as_sentences, table_console
+from coe_server.config.nodes import Role
 from coe_server.config.schema import load_config
 from coe_server.errors import ConfigError
 from coe_server.keys import MOST_A_MINUTE, MOST_WEIGHT, NAME, Key, hashed, new_key, read_keys, write_keys
@@ -31,6 +32,9 @@ def add(
     name: Name,
     admin: Annotated[bool, typer.Option("--admin", help="Also allow /admin, /metrics and the page.")] = False,
     scrape: Annotated[bool, typer.Option("--scrape", help="Allow only /metrics, for Prometheus.")] = False,
+    node: Annotated[
+        bool, typer.Option("--node", help="On a node (role: node): allow a front, and nothing else.")
+    ] = False,
     requests_per_minute: Annotated[
         int | None, typer.Option(help="Requests per minute. Default: no limit.", min=1, max=MOST_A_MINUTE)
     ] = None,
@@ -61,6 +65,11 @@ def add(
             raise ConfigError(f"NAME: '{name}' is not a name: up to 64 letters, digits, dots, dashes and underscores")
         if scrape and (admin or expert or objective or requests_per_minute or concurrency):
             raise ConfigError("--scrape: such a key allows only /metrics; give no other option")
+        if node:
+            _require_node_alone(
+                settings.role,
+                admin or scrape or priority or expert or objective or requests_per_minute or concurrency or max_fan_out,
+            )
         _refuse_unknown(expert or (), {one.name for one in settings.experts})
         known = read_keys(file) if file.exists() else ()
         if any(key.name == name for key in known):
@@ -72,10 +81,11 @@ def add(
             created=datetime.now(UTC).date(),
             admin=admin,
             scrape=scrape,
+            node=node,
             requests_per_minute=requests_per_minute,
             concurrency=concurrency,
             max_fan_out=max_fan_out,
-            priority=priority,
+            priority=priority or node,  # the front has checked its callers' keys
             weight=weight,
             experts=frozenset(expert) if expert else None,
             objectives=frozenset(objective) if objective else None,
@@ -108,7 +118,7 @@ def show(config: ConfigPath) -> None:
         table.add_row(
             key.name,
             key.created.isoformat() if key.created else "",
-            "all" if key.admin else "/metrics" if key.scrape else "/v1",
+            _opened(key),
             *(
                 "-" if limit is None else str(limit)
                 for limit in (key.requests_per_minute, key.concurrency, key.max_fan_out)
@@ -130,6 +140,20 @@ def remove(config: ConfigPath, name: Name) -> None:
             names = ", ".join(key.name for key in found)
             raise ConfigError(f"keys.file: there is no key '{name}'; the keys are {names}")
         write_keys(file, (key for key in found if key.name != name))
+
+
+def _opened(key: Key) -> str:
+    """What the key opens."""
+    if key.node:
+        return "/v1, /node"
+    return "all" if key.admin else "/metrics" if key.scrape else "/v1"
+
+
+def _require_node_alone(role: Role, other: object) -> None:
+    if role != "node":
+        raise ConfigError("--node: such a key is for a node's file, and this one has no role: node")
+    if other:
+        raise ConfigError("--node: such a key allows a front what it needs, and nothing else; give no other option")
 
 
 def _file(file: Path | None) -> Path:

@@ -54,7 +54,7 @@ class Tries:
 
     `session` identifies the conversation. `node` is the machine that answers, None before. `failed`: the machines that
     failed it, which are not asked again. `is_spent`: it may have been paid for, so it is not sent again. `has_begun`: a
-    part of the answer goes to the caller, so no other machine can answer.
+    part of the answer goes to the caller, so no other machine can answer. `has_substitute`: another expert may answer.
     """
 
     session: bytes | None = None
@@ -63,6 +63,7 @@ class Tries:
     failed: set[str] = field(default_factory=set)
     is_spent: bool = False
     has_begun: bool = False
+    has_substitute: bool = False
 
 
 @dataclass(frozen=True, slots=True)

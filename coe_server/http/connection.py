@@ -18,6 +18,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from coe_server.errors import CoeError, HeadersTooLong, HeadersTooSlow, MalformedHttp, UpgradeRequired
 from coe_server.http.errors import IN_PLACE_OF_WEBSOCKET, NO_WEBSOCKET, error_body, error_response
 from coe_server.http.headers import HARMLESS, REQUEST_ID, new_request_id
+from coe_server.http.joined_head import JoinedHead
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -49,6 +50,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         super().connection_made(transport)
+        self.transport = JoinedHead(transport, self.loop)
         self._expect_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:

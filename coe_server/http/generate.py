@@ -20,11 +20,12 @@ from fastapi import Request
 from starlette.responses import JSONResponse, Response
 
 from coe_server.errors import EmbeddingUnavailable, Forbidden
-from coe_server.http.apis import Api, require_expert, require_fan_out, wants_stream
+from coe_server.http.apis import Api, read_nothing, require_expert, require_fan_out, wants_stream
 from coe_server.http.auth import CALLER
 from coe_server.http.bodies.body import ParsedRequest, parse_form
 from coe_server.http.bodies.uploads import Upload
 from coe_server.http.client_stream import deadline_of, within
+from coe_server.http.forwarded import FORWARDED, NOTHING, read_forwarded
 from coe_server.http.headers import REQUEST_ID
 from coe_server.http.previous_responses import FIELD as PREVIOUS
 from coe_server.http.request_log import RequestLog
@@ -79,7 +80,14 @@ async def _read(service: Service, api: Api | None, request: Request) -> ParsedRe
     serving = service.serving
     if api is not None and api.form:
         return parse_form(await service.uploads.received(request, serving.uploads, request.scope[CALLER]), api)
-    return await service.bodies.parsed(request, api, serving.max_body_bytes, serving.body_seconds)
+    asked = api if api is None or not _was_read(service, request.scope[CALLER]) else replace(api, read=read_nothing)
+    return await service.bodies.parsed(request, asked, serving.max_body_bytes, serving.body_seconds)
+
+
+def _was_read(service: Service, key: Key | None) -> bool:
+    """True if a front has read the conversation and chosen the expert: nothing here needs it but a log of prompts."""
+    is_logged = service.journal is not None and service.journal.keeps_prompts
+    return service.node is not None and key is not None and key.node and not is_logged
 
 
 async def _prepared(
@@ -92,7 +100,10 @@ async def _prepared(
     key: Key | None = request.scope[CALLER]
     owner, serving, conversation = key.name if key else None, service.serving, parsed.conversation
     require_fan_out(parsed.fan_out, service.cache.limits.max_fan_out, owner, key.max_fan_out if key else None)
-    options = replace(_options(service, parsed, key, owner), key=owner)
+    options, forwarded = replace(_options(service, parsed, key, owner), key=owner), NOTHING
+    if service.node is not None and (key is None or key.node):
+        forwarded = read_forwarded(request.headers.get(FORWARDED))
+        options = options if forwarded is NOTHING else replace(options, priority=forwarded.priority)
     if serving.embedder is not None and options.expert is None:
         conversation = await _embedded(service, conversation, serving.embedder)
     session = session_key(conversation, options, owner)
@@ -103,7 +114,7 @@ async def _prepared(
     router = serving.router_for(session, options.objective)
     is_streamed, passed_on = wants_stream(parsed.body.fields), _passed_on(request)
     return RoutedRequest(
-        service, serving, router, parsed, key, conversation, options, session, is_streamed, passed_on, due
+        service, serving, router, parsed, key, conversation, options, session, is_streamed, passed_on, due, forwarded
     )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from coe_server.cache.queue import Owner
@@ -11,15 +12,18 @@ from coe_server.engines.engine import EngineRequest, Tries
 from coe_server.errors import CoeError
 from coe_server.http.bodies.body import ENDINGS, LARGE_BYTES, ParsedRequest
 from coe_server.http.bodies.presets import Changes
+from coe_server.http.client_stream import DEADLINE
+from coe_server.http.forwarded import FORWARDED, NOTHING, Forwarded
 from coe_server.http.heard import Heard
 from coe_server.http.previous_responses import ResponseId
 from coe_server.http.serving import Decides, Service, Serving
 from coe_server.http.trace import Trace
 from coe_server.keys import Key
-from coe_server.routing.conversation import Conversation
+from coe_server.routing.conversation import Conversation, session_key
 from coe_server.routing.decision import RouteOptions, RoutingDecision, Shadow
 
 Listener = Callable[[bytes], None]  # receives each piece of an answer
+_LATER_SECONDS = 0.1  # that a node's deadline is behind this server's own, whose error the caller gets
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +31,7 @@ class RoutedRequest:
     """`serving`: router and settings at the start of the request; a reload does not change them.
 
     `passed_on`: the caller's headers that are forwarded to engines. `due`: the caller's own deadline, in the loop's
-    time.
+    time. `forwarded`: on a node, what the front said of its caller.
     """
 
     service: Service
@@ -41,6 +45,7 @@ class RoutedRequest:
     is_streamed: bool
     passed_on: Mapping[str, str]
     due: float | None
+    forwarded: Forwarded = NOTHING
     heard: Heard | None = None  # of an answer that is to be compared with another expert's
 
     def decide(self) -> RoutingDecision:
@@ -62,8 +67,17 @@ class RoutedRequest:
 
     @property
     def owner(self) -> Owner | None:
-        """The owner of its leases, with its share of the queues."""
-        return None if self.key is None else Owner(self.key.name, self.service.guard.keyring.share(self.key))
+        """The owner of its leases, with its share of the queues; on a node the front's caller, if it has a key."""
+        if self.forwarded.owner is not None or self.key is None:
+            return self.forwarded.owner
+        return Owner(self.key.name, self.service.guard.keyring.share(self.key))
+
+    def tries(self, decision: RoutingDecision) -> Tries:
+        """For the nodes that have its expert. There a conversation is known also if the caller names the expert."""
+        session = self.session
+        if session is None and self.service.nodes is not None:
+            session = session_key(self.conversation, replace(self.options, expert=None), self.key_name)
+        return Tries(session, self.parsed.fan_out, has_substitute=decision.has_another and self.repeatable)
 
     @property
     def prompt(self) -> str | None:
@@ -77,17 +91,26 @@ class RoutedRequest:
 
     def engine_request(self, expert: str, trace: Trace, tries: Tries) -> EngineRequest:
         """The request to this expert: the body unchanged except for the engine's model name, without `coe`, and with
-        what a preset changes."""
+        what a preset changes. A node also gets what this server knows of the caller, and the time that is left."""
         model = self.service.model_of(expert)
+        passed_on = (*self.passed_on.items(), *(self._to_a_node() if self.service.is_on_nodes(expert) else ()))
         if (upload := self.parsed.upload) is not None:
-            headers = (("content-type", upload.content_type), *self.passed_on.items())
+            headers = (("content-type", upload.content_type), *passed_on)
             form = upload.body(model)
             return EngineRequest("POST", self.parsed.api.path, trace.onto(headers), form, tries, model)
-        headers = (("content-type", "application/json"), *self.passed_on.items())  # the body was read as JSON
+        headers = (("content-type", "application/json"), *passed_on)  # the body was read as JSON
         body = self.parsed.body
         pieces = body.for_engine(model, self._changes(expert))
         whole = b"".join(pieces) if len(body.raw) <= LARGE_BYTES else pieces
         return EngineRequest("POST", self.parsed.api.path, trace.onto(headers), whole, tries, model)
+
+    def _to_a_node(self) -> Iterator[tuple[str, str]]:
+        told = Forwarded(self.options.priority, self.owner)
+        if told != NOTHING:
+            yield FORWARDED, told.as_header()
+        if self.due is not None:
+            left_seconds = self.due - asyncio.get_running_loop().time()
+            yield DEADLINE, f"{max(left_seconds, 0.0) + _LATER_SECONDS:.3f}"
 
     def _changes(self, expert: str) -> Changes:
         """What the expert, if it is a preset, changes in the body; nothing where no answer is generated."""

@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.queue import Lease
-from coe_server.engines.engine import EngineResponse, Tries
+from coe_server.engines.engine import EngineResponse
 from coe_server.errors import (
     CoeError,
     EngineDied,
@@ -58,7 +58,7 @@ class RoutedResponse(Response):
         self._may_choose_again = decision.reason not in _CHOSEN_BY_CALLER
         self._waited: dict[str, str] = {}  # for the current expert
         self._is_answered = False
-        self._tries = Tries(request.session, request.parsed.fan_out)  # nodes, for the current expert
+        self._tries = request.tries(decision)  # nodes, for the current expert
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._out = Outgoing(scope, send)
@@ -145,7 +145,7 @@ class RoutedResponse(Response):
 
     def _follow(self, decision: RoutingDecision) -> None:
         self._decision, self._waited = decision, {}
-        self._tries = Tries(self._request.session, self._request.parsed.fan_out)
+        self._tries = self._request.tries(decision)
         self._log.follows(decision)
 
     async def _attempt(self, is_retry: bool) -> None:

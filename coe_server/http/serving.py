@@ -159,6 +159,7 @@ class Service:
     node: NodeIdentity | None = None  # set on a node: it tells fronts what it has
     nodes: Nodes | None = None  # set on a front
     leaving: set[str] = field(default_factory=set)
+    _on_nodes: dict[str, tuple[BestNode, Availability]] = field(default_factory=dict)
 
     @property
     def served(self) -> Collection[str]:
@@ -178,7 +179,9 @@ class Service:
     def availability(self) -> Mapping[str, Availability]:
         """Each expert by name, as things are now: to be read before the next await."""
         here = _Availabilities(self.cache.waits.outlooks(), self.lengths, self.cache.slots.bases, self.leaving)
-        return here if self.nodes is None else _WithNodes(here, self.nodes, self.cache.slots, self.trained)
+        if self.nodes is None:
+            return here
+        return WithNodes(here, self.nodes, self.cache.slots, self.trained, self._on_nodes)
 
     @property
     def trained(self) -> tuple[str, ...]:
@@ -235,24 +238,35 @@ class _Availabilities(Mapping[str, Availability]):
         return len(tuple(iter(self)))
 
 
-class _WithNodes(Mapping[str, Availability]):
+class WithNodes(Mapping[str, Availability]):
     """The availability of local experts, and of those on nodes as the best node has them.
 
-    An expert of the router that no node has told of yet is served, but unavailable.
+    An expert of the router that no node has told of yet is served, but unavailable. `told`: kept from request to
+    request, by expert; a router with 150 experts looks at all of them.
     """
 
     def __init__(
-        self, here: Mapping[str, Availability], nodes: Nodes, slots: Mapping[str, Slot], trained: Sequence[str]
+        self,
+        here: Mapping[str, Availability],
+        nodes: Nodes,
+        slots: Mapping[str, Slot],
+        trained: Sequence[str],
+        told: dict[str, tuple[BestNode, Availability]],
     ) -> None:
         self._here = here
         self._nodes = nodes
         self._slots = slots
+        self._told = told
         self._missing = [name for name in trained if name not in slots and name not in here]
 
     def __getitem__(self, name: str) -> Availability:
         slot = self._slots.get(name)
         if slot is not None and slot.expert.on_nodes and not slot.leaves:
-            return _at(self._nodes.best(name))
+            best = self._nodes.best(name)
+            told = self._told.get(name)
+            if told is None or told[0] is not best:
+                self._told[name] = told = best, _at(best)
+            return told[1]
         if name in self._missing:
             return Availability("disk", 0.0, "no node has it", 1.0)
         return self._here[name]

@@ -1,6 +1,7 @@
 """Nodes and fronts, whole servers in threads or as processes; and a relay between them that drops what it is told."""
 
 import http.client
+import http.server
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 import yaml
 
 from coe_server.app import build_server
+from coe_server.cluster.snapshot import PROTOCOL, ExpertOnNode, NodeSnapshot
 from coe_server.config.environment import Environment
 from coe_server.config.schema import ServerConfig, load_config
 from tests.patience import PATIENCE_SECONDS, until
@@ -115,6 +117,46 @@ def running(read, port=0):
             server.should_exit = True
             thread.join(PATIENCE_SECONDS)
             assert not thread.is_alive(), "the server did not stop"
+
+
+@contextmanager
+def recording_node():
+    """A node that is none: it tells of the expert `coder` and answers. Its URL, and the headers of each request."""
+    seen, has_ended = [], threading.Event()
+
+    class Node(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self):
+            snapshot = NodeSnapshot("left", PROTOCOL, 0, {"coder": ExpertOnNode("coder", "device")})
+            self.send_response(200)
+            self.end_headers()
+            with suppress(OSError):
+                self.wfile.write(b"event: snapshot\ndata: " + json.dumps(snapshot.as_json()).encode() + b"\n\n")
+                while not has_ended.wait(0.05):
+                    self.wfile.write(b"event: pulse\ndata: {}\n\n")
+
+        def do_POST(self):
+            self.rfile.read(int(self.headers["content-length"]))
+            seen.append({name.lower(): value for name, value in self.headers.items()})
+            message = {"role": "assistant", "content": "Yes."}
+            body = json.dumps({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}).encode()
+            self.send_response(200)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *words):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Node) as node:
+        threading.Thread(target=node.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{node.server_port}", seen
+        finally:
+            has_ended.set()
+            node.shutdown()
 
 
 @contextmanager

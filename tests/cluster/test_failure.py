@@ -168,6 +168,7 @@ def test_headers_that_came_early_are_no_word_yet():
 
 
 def test_a_stream_that_has_begun_ends_with_an_error_event_and_with_no_word_of_another_node():
+    """Before its node's connections are closed: the front says then that the node is silent."""
     with behind_a_relay(expert("coder", **SLOWLY)) as (front, between), only_to(front, "left", "right"):
         asked = Asked(front, text="word " * 1000, stream=True)
         until(lambda: "coe_time_to_first_token_seconds_count" in front.ask("GET", "/metrics")[2].decode())
@@ -178,6 +179,7 @@ def test_a_stream_that_has_begun_ends_with_an_error_event_and_with_no_word_of_an
     assert (status, headers["x-coe-node"]) == (200, "left")
     assert b"[DONE]" not in body
     assert json.loads(events[-1])["error"]["code"] == "engine_died"
+    assert json.loads(events[-1])["error"]["message"].startswith("node 'left' is silent")
     said = [json.loads(event)["choices"][0]["delta"].get("content") for event in events[:-1] if event.startswith(b"{")]
     assert "".join(filter(None, said)).startswith("coder answers:"[: len("".join(filter(None, said)))])
 
@@ -237,6 +239,20 @@ def test_a_front_that_starts_anew_learns_all_of_it_again():
             with in_thread(front_settings({"left": node.url})) as front:
                 front.until_usable("left")
                 assert front.chat("coder")[1]["x-coe-node"] == "left"
+
+
+def test_a_drained_node_stays_drained_when_the_front_restarts_until_it_is_resumed(tmp_path):
+    with in_thread(node_settings([expert("coder")])) as node:
+        settings = front_settings({"left": node.url}, state_directory=str(tmp_path))
+        with in_thread(settings) as front:
+            front.until_usable("left")
+            assert front.ask("POST", "/admin/nodes/left/drain")[0] == 200
+        with in_thread(settings) as front:
+            until(lambda: front.nodes()["left"]["protocol"] is not None)
+            assert (front.nodes()["left"]["why"], front.chat("coder")[0]) == ("drained", 503)
+            assert front.ask("POST", "/admin/nodes/left/resume")[0] == 200
+        with in_thread(settings) as front:
+            front.until_usable("left")
 
 
 def test_a_node_that_restarts_at_its_address_is_used_again():

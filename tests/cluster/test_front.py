@@ -1,9 +1,7 @@
 """A front with nodes: it learns their experts, passes requests on, and holds no queue of its own."""
 
-import http.server
 import json
 import threading
-import time
 from contextlib import ExitStack
 
 import pytest
@@ -11,9 +9,9 @@ import yaml
 from typer.testing import CliRunner
 
 from coe_server.cli import app
-from coe_server.cluster.snapshot import PROTOCOL, ExpertOnNode, NodeSnapshot
+from coe_server.keys import Key, hashed, write_keys
 from coe_server.routing import artifact as artifacts
-from tests.cluster.servers import KEY, cluster, expert, front_settings, in_thread, node_settings
+from tests.cluster.servers import KEY, cluster, expert, front_settings, in_thread, node_settings, recording_node
 from tests.patience import until
 from tests.routing.small_artifact import SIZES, held_out, small_artifact
 
@@ -165,6 +163,18 @@ def test_a_conversation_stays_with_its_node(two):
         assert headers["x-coe-node"] == first["x-coe-node"]
 
 
+def test_a_conversation_that_began_on_another_node_goes_on_there(two):
+    front, _ = two
+    for node in ("left", "right"):
+        assert front.ask("POST", f"/admin/experts/coder/load?node={node}")[0] == 200
+        until(lambda node=node: _place(front, "coder", node)["residency"] == "device")
+    assert front.ask("POST", "/admin/nodes/left/drain")[0] == 200
+    assert front.chat("coder", text="it began while left was drained")[1]["x-coe-node"] == "right"
+    assert front.ask("POST", "/admin/nodes/left/resume")[0] == 200
+    assert front.chat("coder", text="a conversation that begins now")[1]["x-coe-node"] == "left"
+    assert front.chat("coder", text="it began while left was drained")[1]["x-coe-node"] == "right"
+
+
 def test_the_node_key_opens_v1_and_node_and_nothing_else(two):
     _, nodes = two
     left = nodes["left"]
@@ -208,6 +218,14 @@ def test_a_node_that_refuses_the_key_is_named_with_what_to_do(caplog):
         until(lambda: "does not accept this front's key" in (front.nodes()["left"]["why"] or ""))
     assert "node_key_env" in caplog.text
     assert KEY not in caplog.text
+
+
+def test_a_node_lets_in_with_a_key_of_its_file_as_with_one_of_the_environment(tmp_path):
+    file = tmp_path / "keys.json"
+    write_keys(file, [Key(name="front", sha256=hashed(KEY), node=True, priority=True)])
+    with cluster({"left": node_settings([expert("coder")], keys={"file": str(file)})}) as (front, nodes):
+        assert front.chat("coder", coe={"priority": "high"})[0] == 200
+        assert nodes["left"].ask("GET", "/admin/experts", authorization=f"Bearer {KEY}")[0] == 403
 
 
 def test_a_server_that_is_no_node_is_told_so():
@@ -292,46 +310,17 @@ def test_before_any_node_is_there_a_routed_request_is_told_to_come_again(tmp_pat
 
 def test_a_trace_crosses_the_front_unchanged_where_it_has_no_tracing_of_its_own():
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-    seen = []
-
-    class Node(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self):
-            snapshot = NodeSnapshot("left", PROTOCOL, 0, {"coder": ExpertOnNode("coder", "device")})
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(b"event: snapshot\ndata: " + json.dumps(snapshot.as_json()).encode() + b"\n\n")
-            while not seen:
-                self.wfile.write(b"event: pulse\ndata: {}\n\n")
-                time.sleep(0.05)
-
-        def do_POST(self):
-            seen.append((self.headers["traceparent"], self.headers["authorization"]))
-            message = {"role": "assistant", "content": "Yes."}
-            body = json.dumps({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}).encode()
-            self.send_response(200)
-            self.send_header("content-type", "application/json")
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *words):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Node) as node:
-        threading.Thread(target=node.serve_forever, daemon=True).start()
-        with in_thread(front_settings({"left": f"http://127.0.0.1:{node.server_port}"})) as front:
-            front.until_usable("left")
-            body = {"model": "coder", "messages": [{"role": "user", "content": "hello"}]}
-            caller = {
-                "content_type": "application/json",
-                "traceparent": trace,
-                "authorization": "Bearer the-callers-own",
-            }
-            assert front.ask("POST", "/v1/chat/completions", body, **caller)[0] == 200
-        node.shutdown()
-    assert seen == [(trace, f"Bearer {KEY}")]  # the caller's own key stays here
+    with recording_node() as (node, seen), in_thread(front_settings({"left": node})) as front:
+        front.until_usable("left")
+        body = {"model": "coder", "messages": [{"role": "user", "content": "hello"}]}
+        caller = {
+            "content_type": "application/json",
+            "traceparent": trace,
+            "authorization": "Bearer the-callers-own",
+        }
+        assert front.ask("POST", "/v1/chat/completions", body, **caller)[0] == 200
+    (headers,) = seen
+    assert (headers["traceparent"], headers["authorization"]) == (trace, f"Bearer {KEY}")  # the caller's own stays here
 
 
 def test_coe_cluster_drain_and_resume_and_coe_experts_show_it(two, tmp_path):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from coe_server.cluster.directory import NodeAddress
-from coe_server.cluster.link import LOST_SECONDS, SILENT_SECONDS, STEP_SECONDS, Access, NodeLink, Pending
+from coe_server.cluster.link import LOST_SECONDS, MUTE_SECONDS, SILENT_SECONDS, STEP_SECONDS, Access, NodeLink, Pending
 from coe_server.cluster.snapshot import PROTOCOL, ExpertOnNode, NodeSnapshot
 from coe_server.engines.engine import Tries
 from tests.patience import PATIENCE_SECONDS
@@ -56,7 +56,7 @@ def run(story, link_ends=False):
         node = Node(news.set)
         server = await asyncio.start_server(node.serve, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
-        link = NodeLink(NodeAddress("left", f"http://127.0.0.1:{port}"), Access("key"), news.set)
+        link = NodeLink(NodeAddress("left", f"http://127.0.0.1:{port}"), Access("key"), lambda _: news.set())
         following = asyncio.create_task(link.run())
 
         async def until(condition):
@@ -101,6 +101,10 @@ def test_silence_loses_a_node_and_a_pause_of_the_fronts_own_loop_does_not():
         for _ in range(round(SILENT_SECONDS / STEP_SECONDS) + 1):
             link.step(STEP_SECONDS)
         assert link.known.unusable == f"no pulse for {SILENT_SECONDS:g} s"
+        assert not link.is_mute
+        for _ in range(round((MUTE_SECONDS - SILENT_SECONDS) / STEP_SECONDS) + 1):
+            link.step(STEP_SECONDS)
+        assert link.is_mute
         assert link.channel is channel
         node.said.put_nowait(b"event: pulse\ndata: {}\n\n")  # it was slow
         await until(lambda: link.usable)
@@ -155,7 +159,7 @@ def test_a_node_that_stops_says_so_and_is_not_lost():
         await until(lambda: not link.usable)
         for _ in range(100):
             link.step(STEP_SECONDS)
-        assert link.channel is channel  # its last answers may end
+        assert (link.channel is channel, link.is_mute) == (True, False)  # its last answers may end
 
     run(story)
 

@@ -1,22 +1,15 @@
 """Nodes on a real Ray cluster, whose machines are processes of this one: started, killed, found again, ended."""
 
 import importlib.util
-import json
 import os
-import shutil
 import signal
-import subprocess
-import sys
-import tempfile
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-import yaml
 
-from benchmarks.ray_machines import ray_machines
-from tests.cluster.servers import ENVIRONMENT, KEY, as_process, expert, free_port, front_settings, node_settings
-from tests.patience import PATIENCE_SECONDS, until
+from tests.cluster.on_ray import on_ray
+from tests.cluster.servers import KEY, expert, node_settings
+from tests.patience import until
 
 pytestmark = [
     pytest.mark.long,
@@ -26,59 +19,10 @@ pytestmark = [
 ]
 
 
-class OnRay:
-    """A Ray cluster with two machines, a node on each, and a front."""
-
-    def __init__(self, folder, held):
-        self.folder = folder
-        (folder / "r").mkdir()
-        self.ray = held.enter_context(ray_machines(str(folder / "r"), ENVIRONMENT))
-        for name in ("box-a", "box-b"):
-            self.ray.add(name)
-        self.file = folder / "node.yaml"
-        settings = node_settings([expert("coder")], http={"port": 0, "shutdown_seconds": 1})
-        self.file.write_text(yaml.safe_dump({**settings, "state_directory": str(folder / "{node}")}))
-        self.up = self.coe("up", str(self.file))
-        there = {"directory": "ray", "address": self.ray.address, "api_key_env": "COE_NODE_KEY"}
-        settings = {**front_settings({}), "nodes": there}
-        self.front = held.enter_context(as_process(folder, "front", settings, free_port()))
-        until(lambda: (folder / "front.log").exists() and self.answers())
-        until(lambda: {"box-a", "box-b"} <= self.front.nodes().keys())
-        self.front.until_usable("box-a", "box-b")
-
-    def answers(self):
-        try:
-            return self.front.ask("GET", "/healthz")[0] == 200
-        except OSError:
-            return False
-
-    def coe(self, *words):
-        """`coe cluster WORDS`: what it says on standard output and standard error."""
-        command = [sys.executable, "-m", "coe_server", "cluster", *words, "--address", self.ray.address]
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=2 * PATIENCE_SECONDS,
-            check=False,
-            env={**os.environ, **ENVIRONMENT},
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout, done.stderr
-
-    def runs(self):
-        """Node -> what its actor says of its server."""
-        return {name: one["run"] for name, one in json.loads(self.coe("status", "--json")[0]).items()}
-
-
-@pytest.fixture(scope="module")
-def on_ray():
-    folder = Path(tempfile.mkdtemp(prefix="coe-ray-", dir="/tmp"))  # Ray's sockets need a short path
-    try:
-        with ExitStack() as held:
-            yield OnRay(folder, held)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+@pytest.fixture(scope="module", name="on_ray")
+def two_machines():
+    with on_ray(node_settings([expert("coder")], http={"port": 0, "shutdown_seconds": 1})) as made:
+        yield made
 
 
 def parent_of(pid):

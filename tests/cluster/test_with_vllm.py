@@ -21,7 +21,7 @@ class Cluster:
         self._held = ExitStack()
         self.nodes = {}
         for name, own in (("left", "french"), ("right", "german")):
-            settings = node(folder, model, command, own, "shared")
+            settings = node(model, command, own, "shared")
             self.nodes[name] = self._held.enter_context(as_process(folder, name, settings, free_port()))
         urls = {name: server.url for name, server in self.nodes.items()}
         limits = {"max_generation_seconds": START_PATIENCE_SECONDS}
@@ -32,7 +32,7 @@ class Cluster:
         self._held.close()
 
 
-def node(folder, model, command, *experts):
+def node(model, command, *experts):
     engine = {
         "engine": "vllm",
         "model": str(model),
@@ -49,12 +49,17 @@ def node(folder, model, command, *experts):
     }
 
 
+def tiny_model(root, vllm_environment, folder):
+    """A model of a few megabytes, made in this folder."""
+    maker = root / "tests/engines/make_tiny_llama.py"
+    subprocess.run([vllm_environment / "bin/python", maker, folder / "model"], check=True, capture_output=True)
+    return folder / "model"
+
+
 @pytest.fixture(scope="module")
 def two(root, vllm_environment, tmp_path_factory):
     folder = tmp_path_factory.mktemp("cluster")
-    maker = root / "tests/engines/make_tiny_llama.py"
-    subprocess.run([vllm_environment / "bin/python", maker, folder / "model"], check=True, capture_output=True)
-    made = Cluster(folder, folder / "model", vllm_environment / "bin/vllm")
+    made = Cluster(folder, tiny_model(root, vllm_environment, folder), vllm_environment / "bin/vllm")
     try:
         yield made
     finally:

@@ -34,6 +34,7 @@ from coe_server.http.serving import NodeIdentity, Service
 from coe_server.routing.capabilities import UNKNOWN, Capabilities
 
 PULSE_SECONDS = 0.5
+_VERSION = version("coe-server")  # read from a file, which takes a millisecond
 _LONGEST_SECONDS = 1e9  # stands for infinity, which JSON does not have
 _LEAST_SECONDS = 0.05  # between two messages about changes
 _PULSE = "event: pulse\ndata: {}\n\n"
@@ -140,7 +141,7 @@ def snapshot_of(service: Service, identity: NodeIdentity, sequence: int) -> Node
         experts={one.name: one for one in _experts(service)},
         draining=cache.closing,
         process=identity.process,
-        version=version("coe-server"),
+        version=_VERSION,
         ready=cache.ready.is_set(),
         capacity_bytes=tuple(capacity.on(card) for card in cards),
         used_bytes=tuple(used.on(card) for card in cards),

@@ -23,14 +23,14 @@ def build_nodes(nodes: Nodes) -> APIRouter:
 
     @routes.post("/{name}/drain")
     async def drain(name: str) -> dict[str, Any]:
-        """Send a node nothing new; answers in progress go on, and conversations move to other nodes."""
-        nodes.drain(name)
+        """Send a node nothing new, also after a restart; answers in progress go on, conversations move elsewhere."""
+        await nodes.drain(name)
         return _one(nodes, name)
 
     @routes.post("/{name}/resume")
     async def resume(name: str) -> dict[str, Any]:
         """End a drain."""
-        nodes.resume(name)
+        await nodes.resume(name)
         return _one(nodes, name)
 
     return routes
