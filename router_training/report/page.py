@@ -224,7 +224,8 @@ svg text { paint-order: stroke; stroke: var(--card); stroke-width: 3px; stroke-l
 /* what is wider than the screen has a shadow at the edge behind which it goes on */
 .scroll { overflow-x: auto; margin: .6rem 0; --back: var(--surface);
   background: linear-gradient(to left, var(--back) 40%, transparent) right / 3rem 100% no-repeat local,
-    linear-gradient(to left, color-mix(in srgb, var(--ink) 30%, transparent), transparent) right / 1rem 100% no-repeat; }
+    linear-gradient(to left, color-mix(in srgb, var(--ink) 30%, transparent), transparent)
+      right / 1rem 100% no-repeat; }
 figure .scroll { --back: var(--card); }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .55rem; text-align: right; border-bottom: 1px solid var(--grid); white-space: nowrap; }
