@@ -80,7 +80,7 @@ class Judging:
         attempt.log.judged(certainty, held_seconds)
         left_seconds = math.inf if due is None else due - asyncio.get_running_loop().time()
         there, cache = request.service.availability(), request.service.cache
-        others = (one.expert for one in self._decision.ranking if one.excluded is None)
+        others = (one.expert for one in self._decision.ranking)
         now = {name: there[name] for name in others if name in there and cache.may_wait(name, request.owner)}
         if (another := self._judge.successor(self._decision, certainty, now, left_seconds)) is not None:
             attempt.lease.speaks()  # its engine is well

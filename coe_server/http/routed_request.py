@@ -98,7 +98,7 @@ class RoutedRequest:
         router = self.router
         if not isinstance(router, Router) or self.parsed.fan_out > 1:
             return None
-        return router.judges.of(decision, self.is_streamed, self.conversation.answer_tokens)
+        return router.judges.of(decision, self.conversation, self.options, self.is_streamed)
 
     def engine_request(self, expert: str, trace: Trace, tries: Tries, asked: Changes = NOTHING_ASKED) -> EngineRequest:
         """The request to this expert: the body unchanged except for the engine's model name, without `coe`, and with

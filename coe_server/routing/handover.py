@@ -10,8 +10,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from coe_server.routing.certainty import WHOLE, CertaintyModel, Handover
-from coe_server.routing.decision import GENERAL, Availability, HandedOver, RankedExpert, RoutingDecision
+from coe_server.routing.conversation import Conversation
+from coe_server.routing.decision import (
+    GENERAL,
+    Availability,
+    HandedOver,
+    RankedExpert,
+    RouteOptions,
+    RoutingDecision,
+)
 from coe_server.routing.manifest import Manifest
+from coe_server.routing.own_routes import NOT_OF_ROUTE
+from coe_server.routing.selection import Profile, obstacle
 
 FIRST_TOKENS = 8  # if neither the configuration nor the artifact says
 ANSWER_TOKENS = 256  # assumed of an answer without a limit
@@ -40,6 +50,7 @@ class Judge:
 
     `wasted`: the share of its answer that is generated before the judgement. `overall`: mean scores of rated experts.
     `chance`: the probability of a handover. `judged`: experts whose expected score is P(right) of their own answer.
+    `beyond`: experts of other routes that may take over.
     """
 
     model: CertaintyModel
@@ -50,6 +61,7 @@ class Judge:
     overall: Mapping[str, float]
     chance: float
     judged: frozenset[str] = frozenset()
+    beyond: frozenset[str] = frozenset()
 
     def certainty(self, logprobs: Sequence[float]) -> float:
         """P(right) of an answer whose tokens so far have these log-probabilities, of which there is at least one."""
@@ -63,7 +75,7 @@ class Judge:
         `left_seconds`: until the caller's deadline. The first expert keeps its place in the ranking, by its certainty.
         """
         first, *others = decision.ranking
-        free = [one for one in others if _is_likely(one) and _comes_in_time(now.get(one.expert), left_seconds)]
+        free = [one for one in others if self._may(one) and _comes_in_time(now.get(one.expert), left_seconds)]
         if not free:
             return None
         values = {one.expert: self._value(one, certainty, now) for one in free}
@@ -76,9 +88,8 @@ class Judge:
             *(self.rule.tokens, self.wasted),
         )
         first = first._replace(expected_score=certainty, value=certainty - _price(first))
-        chosen = best._replace(
-            residency=now[best.expert].residency, predicted_wait_seconds=now[best.expert].predicted_wait_seconds
-        )
+        residency, wait_seconds = now[best.expert].residency, now[best.expert].predicted_wait_seconds
+        chosen = best._replace(residency=residency, predicted_wait_seconds=wait_seconds, excluded=None)
         return replace(
             decision,
             expert=best.expert,
@@ -89,14 +100,17 @@ class Judge:
 
     def likely_successor(self, decision: RoutingDecision) -> str:
         """The expert that would take over now, of a decision that may be handed over."""
-        likely = (one for one in decision.ranking[1:] if _is_likely(one))
+        likely = (one for one in decision.ranking[1:] if self._may(one))
         return max(likely, key=lambda one: self._score(one, 0.0) - _price(one)).expert
 
     def may_hand_over(self, decision: RoutingDecision) -> bool:
         """True if another expert would take over from an answer that is certainly wrong."""
         first, *others = decision.ranking
-        values = [self._score(one, 0.0) - _price(one) for one in others if _is_likely(one)]
+        values = [self._score(one, 0.0) - _price(one) for one in others if self._may(one)]
         return bool(values) and self.rule.takes(-_price(first) * (1.0 - self.wasted), max(values))
+
+    def _may(self, one: RankedExpert) -> bool:
+        return _is_likely(one) or one.expert in self.beyond
 
     def _value(self, one: RankedExpert, certainty: float, now: Mapping[str, Availability]) -> float:
         wait_seconds = now[one.expert].predicted_wait_seconds
@@ -115,12 +129,13 @@ class Judge:
 class Judges:
     """The judges of a router's decisions: of experts with a certainty model, under objectives that may hand over."""
 
-    def __init__(self, manifest: Manifest, terms: HandoverTerms | None) -> None:
+    def __init__(self, manifest: Manifest, terms: HandoverTerms | None, profiles: Mapping[str, Profile]) -> None:
         self._terms = terms
+        self._profiles = profiles
         self._models = manifest.certainty_models if terms is not None else {}
         self._entries = {name: entry.handover for name, entry in manifest.objectives.items()}
         self._overall = {name: entry.score for name, entry in manifest.overall.items() if entry.prompts > 0}
-        self._has_routes = manifest.routes is not None
+        self._routes = manifest.routes
 
     def refusal(self, objective: str) -> str | None:
         """Why no answer is handed over under this objective, although it is configured; None if some may be."""
@@ -133,11 +148,10 @@ class Judges:
             return None
         return "training has not measured it" if entry is None else entry.refusal
 
-    def of(self, decision: RoutingDecision, is_streamed: bool, answer_tokens: int = 0) -> Judge | None:
-        """The judge of the decision's expert; None if its answer is not judged.
-
-        `answer_tokens`: the caller's limit, 0 without one.
-        """
+    def of(
+        self, decision: RoutingDecision, conversation: Conversation, options: RouteOptions, is_streamed: bool
+    ) -> Judge | None:
+        """The judge of the decision's expert; None if its answer is not judged."""
         terms, model = self._terms, self._models.get(decision.expert)
         if terms is None or model is None or decision.reason in _CALLERS:
             return None
@@ -146,18 +160,37 @@ class Judges:
             return None
         if rule.tokens != WHOLE and (calibrated := model.curve(rule.tokens).tokens) != WHOLE:
             rule = replace(rule, tokens=calibrated)  # more tokens would be held for nothing
-        if decision.reason == "route" and not self._has_routes:  # a pin
+        if decision.reason == "route" and self._routes is None:  # a pin
             return None
         if len(decision.handovers) >= terms.at_most or any(one.first == decision.expert for one in decision.handovers):
             return None
         first = decision.ranking[0]
-        expected = None if decision.category == GENERAL or decision.gate.inside is False else first.expected_score
-        wasted = _wasted(rule, is_streamed, answer_tokens)
+        says_nothing = self._routes is not None or decision.category == GENERAL or decision.gate.inside is False
+        expected = None if says_nothing else first.expected_score
+        wasted = _wasted(rule, is_streamed, conversation.answer_tokens)
         judge = Judge(
             *(model, rule, expected, wasted, terms.score_per_second, self._overall, self._chance(decision)),
             frozenset(one.first for one in decision.handovers),
+            self._beyond(decision, conversation, options),
         )
         return judge if judge.may_hand_over(decision) else None
+
+    def _beyond(self, decision: RoutingDecision, conversation: Conversation, options: RouteOptions) -> frozenset[str]:
+        """Experts of other routes that can take this request, unless a rule chose the route.
+
+        Not one of another server in the place of one that is here: its operator may mean prompts to stay.
+        """
+        route = (self._routes or {}).get(decision.category or "")
+        if route is None or route.match is not None:
+            return frozenset()
+        is_elsewhere = decision.ranking[0].residency == "remote"
+        others = (one for one in decision.ranking[1:] if (one.excluded or "").startswith(NOT_OF_ROUTE))
+        return frozenset(
+            one.expert
+            for one in others
+            if (is_elsewhere or one.residency != "remote")
+            and _is_able(self._profiles.get(one.expert) or Profile(one.expert), conversation, options)
+        )
 
     def _chance(self, decision: RoutingDecision) -> float:
         entry = self._entries.get(decision.objective)
@@ -182,6 +215,10 @@ def _wasted(rule: Handover, is_streamed: bool, answer_tokens: int) -> float:
 
 def _is_likely(one: RankedExpert) -> bool:
     return one.excluded is None and one.doubt is None
+
+
+def _is_able(expert: Profile, conversation: Conversation, options: RouteOptions) -> bool:
+    return obstacle(expert.name, expert.active_params_b, expert.capabilities, conversation, options) is None
 
 
 def _comes_in_time(there: Availability | None, left_seconds: float) -> bool:

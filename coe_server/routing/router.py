@@ -103,7 +103,7 @@ class Router:
         self._scorer = Scorer(artifact)
         self._routes = OwnRoutes.of(artifact, self._profiles, self._scorer) if manifest.routes is not None else None
         self._meters = budget.meters(manifest, budget_window)
-        self.judges = Judges(manifest, handover)
+        self.judges = Judges(manifest, handover, self._profiles)
 
     @classmethod
     def load(

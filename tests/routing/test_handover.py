@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,9 +15,10 @@ from coe_server.routing.certainty import WHOLE, CertaintyModel, Curve, Handover,
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import Availability, RankedExpert, RouteOptions, RoutingDecision
 from coe_server.routing.handover import ANSWER_TOKENS, HandoverTerms, Judge
-from coe_server.routing.manifest import CurveEntry, HandoverEntry, ObjectiveEntry
+from coe_server.routing.manifest import CurveEntry, HandoverEntry, InsteadEntry, ObjectiveEntry
 from coe_server.routing.router import Router
 from tests.routing.small_artifact import BEST, FOREIGN, SIZES, TEXTS, everywhere, objective, small_artifact
+from tests.routing.test_own_routes import PLAIN, made
 
 HERE = Availability("device", 0.0)
 PRESENT = dict.fromkeys(("first", "second", "third"), HERE)
@@ -148,9 +151,10 @@ def router(terms: HandoverTerms | None = None, entry: HandoverEntry | None = EAR
     return Router(artifact, handover=terms or HandoverTerms())
 
 
-def judged(one: Router, text: str = TEXTS["french"], stream: bool = True, tokens: int = 0, **options: object):
-    decision = one.route(Conversation.of_prompt(text), RouteOptions(**options), everywhere())
-    return one.judges.of(decision, stream, tokens), decision
+def judged(one: Router, text: str = TEXTS["french"], stream: bool = True, tokens: int = 0, **options: Any):
+    conversation, asked = replace(Conversation.of_prompt(text), answer_tokens=tokens), RouteOptions(**options)
+    decision = one.route(conversation, asked, everywhere())
+    return one.judges.of(decision, conversation, asked, stream), decision
 
 
 def test_the_artifacts_tokens_and_margin_are_used_unless_the_configuration_says_otherwise() -> None:
@@ -168,7 +172,7 @@ def test_all_tokens_are_those_of_an_answer_that_is_not_streamed() -> None:
 
 def test_the_wasted_share_is_that_of_an_answer_as_long_as_the_caller_allows() -> None:
     assert judged(router())[0].wasted == 4 / ANSWER_TOKENS
-    assert judged(router(), tokens=10_000)[0].wasted == 4 / ANSWER_TOKENS
+    assert judged(router(), tokens=500)[0].wasted == 4 / ANSWER_TOKENS
     assert judged(router(), tokens=8)[0].wasted == 0.5
     assert judged(router(), stream=False)[0].wasted == 1.0
 
@@ -218,7 +222,7 @@ def test_a_request_is_handed_over_at_most_as_often_as_allowed_and_no_expert_is_j
         while asked is not None:
             decision = asked.successor(decision, 0.0, now, math.inf)
             passed.append(decision.expert)
-            asked = one.judges.of(decision, True)
+            asked = one.judges.of(decision, Conversation.of_prompt(TEXTS["french"]), RouteOptions(), True)
         assert passed == ["linguist", "big", "coder"][: at_most + 1]
         assert len(decision.handovers) == at_most
 
@@ -234,3 +238,55 @@ def test_the_cost_of_a_start_counts_in_the_objectives_budget() -> None:
     with one.spending(after) as answered:
         answered()
     assert one.price("quality").mean == SIZES["linguist"] + SIZES["big"]
+
+
+LOOP = "a python function with a loop"
+EVERYWHERE = ("coder", "lawyer", "paralegal", "generalist")
+
+
+def drafted(folder: Path, **match: Any) -> Router:
+    """A router from examples, whose experts' first tokens were calibrated since."""
+    content = {**PLAIN, "routes": {**PLAIN["routes"], "code": {**PLAIN["routes"]["code"], **match}}}
+    artifact = made(folder, content).artifact
+    changes = {
+        "certainty": dict.fromkeys(EVERYWHERE, CURVES),
+        "instead": {"coder": {"lawyer": InsteadEntry(where_right=0.1, where_wrong=0.8)}},
+    }
+    return Router(replace(artifact, manifest=artifact.manifest.model_copy(update=changes)), handover=TERMS)
+
+
+TERMS = HandoverTerms(margin=0.05)
+
+
+def routed(one: Router, here: dict[str, Availability], **options: Any) -> tuple[Judge | None, RoutingDecision]:
+    conversation, asked = Conversation.of_prompt(LOOP), RouteOptions(**options)
+    decision = one.route(conversation, asked, here)
+    return one.judges.of(decision, conversation, asked, True), decision
+
+
+def test_of_routes_without_scores_any_able_expert_may_take_over_by_what_it_scores_where_the_first_is_wrong(
+    tmp_path: Path,
+) -> None:
+    here = dict.fromkeys(EVERYWHERE, HERE)
+    asked, decision = routed(drafted(tmp_path), here)
+    assert (decision.expert, asked.expected) == ("coder", None)
+    found = asked.successor(decision, 0.0, here, math.inf)
+    assert (found.expert, found.handovers[-1].expected, found.ranking[0].excluded) == ("lawyer", 0.8, None)
+    assert {one.expert for one in found.ranking if one.excluded is None} == {"lawyer", "coder", "generalist"}
+    assert asked.successor(decision, 0.9, here, math.inf) is None
+
+
+def test_an_expert_beyond_the_route_must_be_allowed_and_not_on_another_server(tmp_path: Path) -> None:
+    here, one = dict.fromkeys(EVERYWHERE, HERE), drafted(tmp_path)
+    asked, decision = routed(one, here, allow=frozenset({"coder", "generalist"}))
+    assert asked.successor(decision, 0.0, here, math.inf).expert == "generalist"
+    away = here | {"lawyer": Availability("remote", 0.0)}
+    asked, decision = routed(one, away)
+    assert asked.successor(decision, 0.0, away, math.inf).expert != "lawyer"
+
+
+def test_a_route_that_a_rule_chose_keeps_to_its_experts(tmp_path: Path) -> None:
+    here = dict.fromkeys(EVERYWHERE, HERE)
+    asked, decision = routed(drafted(tmp_path, match={"words": ["python"]}), here)
+    assert decision.expert == "coder"
+    assert asked.successor(decision, 0.0, here, math.inf).expert == "generalist"  # the default's
