@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from coe_server.routing.capabilities import Profile, obstacle
 from coe_server.routing.certainty import WHOLE, CertaintyModel, Handover
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import (
@@ -20,8 +21,7 @@ from coe_server.routing.decision import (
     RoutingDecision,
 )
 from coe_server.routing.manifest import Manifest
-from coe_server.routing.own_routes import NOT_OF_ROUTE
-from coe_server.routing.selection import Profile, obstacle
+from coe_server.routing.own_routes.choice import NOT_OF_ROUTE
 
 FIRST_TOKENS = 8  # if neither the configuration nor the artifact says
 ANSWER_TOKENS = 256  # assumed of an answer without a limit
