@@ -41,6 +41,16 @@ HANG_UPS = Metric("coe_hang_ups", "counter", "Clients that left before their ans
 FALLBACKS = Metric(
     "coe_fallbacks", "counter", "Requests that left a failed expert, by its error's code.", ("expert", "reason")
 )
+HANDOVERS = Metric(
+    "coe_handovers", "counter", "Answers that another expert took over, by their first tokens.", ("from", "to")
+)
+HELD = Metric(
+    "coe_held_seconds",
+    "histogram",
+    "From the first token of an answer that is judged until its judgement.",
+    ("expert",),
+    _LONG,
+)
 WAIT = Metric("coe_wait_seconds", "histogram", "Wait for a lease on the expert.", ("expert",), _LONG)
 FIRST_TOKEN = Metric(
     "coe_time_to_first_token_seconds", "histogram", "From the request to a stream's first bytes.", ("expert",), _LONG

@@ -22,6 +22,12 @@ def test_a_few_clients_and_every_fault(root):
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_every_fault_while_unsure_answers_are_handed_over(root):
+    run(root, "--seconds", "10", "--clients", "20", "--handover", timeout=1100)
+
+
+@pytest.mark.long
 @pytest.mark.timeout(1500)
 def test_two_hundred_clients_for_ten_minutes(root):
     vllm = root / ".venv-vllm/bin/vllm"

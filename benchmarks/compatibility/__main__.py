@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,27 +36,38 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--vllm", type=lambda path: Path(path).absolute(), default=ROOT / ".venv-vllm/bin/vllm")
     parser.add_argument("--node", type=Path, help="a folder in which `npm i openai @anthropic-ai/sdk` was run")
+    parser.add_argument("--judged", action="store_true", help="with a router that judges first tokens; is not kept")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))  # and with it the servers
     with tempfile.TemporaryDirectory(prefix="coe-compatibility-") as folder:
         with bare(options.vllm, Path(folder)) as (generating, embedding):
             theirs = ask_all(lambda group: embedding if group == "embeddings" else generating, options.node)
-        with ours(options.vllm, Path(folder)) as url:
-            answers = ask_all(lambda _: url, options.node)
+        with ours(options.vllm, Path(folder), options.judged) as url:
+            answers = ask_all(lambda _: url, options.node, "auto" if options.judged else EXPERT)
+            if options.judged:
+                print(judged_answers(url), file=sys.stderr)
     text, differing = report(answers, theirs, options.node is not None)
     if not DOCUMENT.exists():
         DOCUMENT.write_text("# Compatibility\n")
-    document("compatibility", text, DOCUMENT)
+    if not options.judged:
+        document("compatibility", text, DOCUMENT)
     print(text)
     return 1 if differing else 0
 
 
-def ask_all(url_of: Callable[[str], str], node: Path | None) -> Answers:
+def judged_answers(url: str) -> str:
+    """The metric that counts them."""
+    with urllib.request.urlopen(f"{url}/metrics", timeout=30) as answer:
+        lines = answer.read().decode().splitlines()
+    return "\n".join(line for line in lines if line.startswith("coe_held_seconds_count"))
+
+
+def ask_all(url_of: Callable[[str], str], node: Path | None, model: str = EXPERT) -> Answers:
     answers: Answers = {}
     for group, cases in CASES.items():
         url = url_of(group)
         with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=180) as client:
-            side = Side(url, EXPERT, EMBEDDER, client)
+            side = Side(url, model, EMBEDDER, client)
             answers[group] = {name: settled(answer(ask, side)) for name, ask in cases.items()}
         print(f"{url}: {group}", file=sys.stderr, flush=True)
     if node is not None:

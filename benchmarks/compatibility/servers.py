@@ -13,13 +13,20 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from coe_server.config.schema import SchedulingSettings
+from coe_server.routing import artifact as artifacts
+from coe_server.routing.manifest import CurveEntry, ExpertEntry, HandoverEntry, ScoreEntry
+from tests.routing.small_artifact import TEXTS, held_out, objective, small_artifact
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MODEL = ROOT / "demo/experts/generalist"
-EXPERT, EMBEDDER = "generalist", "embedder"
+EXPERT, EMBEDDER, OTHER = "generalist", "embedder", "other"
 CONTEXT_TOKENS = 256
 KV_CACHE_BYTES = 64 << 20
 # Arguments of the generating engine alone. The parser needs no special tokens; an untrained model, free to emit white
@@ -62,10 +69,13 @@ def bare(vllm: Path, folder: Path) -> Iterator[tuple[str, str]]:
 
 
 @contextmanager
-def ours(vllm: Path, folder: Path) -> Iterator[str]:
-    """URL of our server with the same two models, requested by name."""
+def ours(vllm: Path, folder: Path, judged: bool = False) -> Iterator[str]:
+    """URL of our server with the same two models, requested by name.
+
+    `judged`: with a router, which chooses the generating one for `auto` and judges the first tokens of its answers.
+    """
     port = free_port()
-    experts = [
+    experts: list[dict[str, Any]] = [
         {
             **{"name": name, "engine": "vllm", "model": str(MODEL), "preload": "device"},
             "args": {"max_model_len": CONTEXT_TOKENS, "runner": runner}
@@ -74,17 +84,42 @@ def ours(vllm: Path, folder: Path) -> Iterator[str]:
         for name, runner in ((EXPERT, "generate"), (EMBEDDER, "pooling"))
     ]
     config = folder / "serve.yaml"
-    settings = {
+    settings: dict[str, Any] = {
         "http": {"port": port},
         "memory": {"device": "400MiB", "host": "4GiB"},
         "vllm": {"command": str(vllm), "kv_cache": KV_CACHE_BYTES, "platform": "cpu", "log_directory": str(folder)},
         "state_directory": str(folder / "state"),
         "experts": experts,
     }
+    if judged:
+        save_router(folder / "router")
+        experts.append({"name": OTHER, "engine": "simulated", "weights_bytes": "1MiB"})
+        settings["router"] = {"artifact": str(folder / "router"), "handover": {"tokens": 4}}
     config.write_text(json.dumps(settings))  # JSON is YAML
     command = [Path(sys.executable).with_name("coe"), "serve", config]
     with running(command, dict(os.environ), folder / "ours.log", f"http://127.0.0.1:{port}/readyz"):
         yield f"http://127.0.0.1:{port}"
+
+
+def save_router(folder: Path) -> None:
+    """A router that prefers the generating expert, holds its first tokens, and is always sure of them."""
+    known: dict[str, Any] = {"total_params_b": 1.0, "context_tokens": None, "vision": True, "tools": True}
+    entries = [ExpertEntry(name=name, active_params_b=1.0, **known) for name in (EXPERT, OTHER)]
+    scores = {
+        name: ScoreEntry(score=score, prompts=9, standard_error=0.1) for name, score in ((EXPERT, 0.9), (OTHER, 0.5))
+    }
+    curve: dict[str, Any] = {"certainty": 0.0, "score": 0.0, "alone_certainty": 0.0}
+    curves = [CurveEntry(tokens=4, intercept=30.0, alone_intercept=30.0, **curve)]
+    earned = HandoverEntry(tokens=4, margin=0.0, share=0.1, gain=0.1, gain_ci95=(0.1, 0.1), shipped=True)
+    mapping = dict.fromkeys((*TEXTS, "general"), EXPERT)
+    artifact = small_artifact(
+        experts=entries,
+        score=dict.fromkeys(TEXTS, scores),
+        overall=scores,
+        objectives={"quality": objective(mapping, experts=[EXPERT, OTHER], handover=earned)},
+        certainty={EXPERT: curves},
+    )
+    artifacts.save(artifact, replace(held_out(), corrections=np.zeros((2, 2), dtype=np.float32)), None, folder)
 
 
 @contextmanager

@@ -40,8 +40,10 @@ from coe_server.routing.artifact import load as load_artifact
 from coe_server.routing.artifact_checks import read_evaluation
 from coe_server.routing.by_name import NamedRouter
 from coe_server.routing.capabilities import Capabilities, known_modalities
+from coe_server.routing.certainty import WHOLE
 from coe_server.routing.embedders import Endpoint, EndpointEmbedder
 from coe_server.routing.embeddings import Embedder, OfLength
+from coe_server.routing.handover import HandoverTerms
 from coe_server.routing.local_embedders import local_embedder
 from coe_server.routing.probes import failing
 from coe_server.routing.router import Router
@@ -89,7 +91,9 @@ def _other_router(config: ServerConfig, path: Path, router: Decides, key: str) -
     """Another artifact's router. Raises ConfigError if it needs other embeddings or lacks the default objective."""
     assert config.router is not None, "another router stands beside a configured one"
     settings = config.router
-    other = Router.load(path, settings.residency_tolerance, build_capabilities(config), settings.budget_window)
+    other = Router.load(
+        path, settings.residency_tolerance, build_capabilities(config), settings.budget_window, build_handover(settings)
+    )
     if settings.objective not in other.objectives:
         raise ConfigError(
             f"{key}: {path} has no objective '{settings.objective}'; it has {', '.join(other.objectives)}"
@@ -99,6 +103,15 @@ def _other_router(config: ServerConfig, path: Path, router: Decides, key: str) -
     if features.embedded_before_routing and not same:
         raise ConfigError(f"{key}: {path} needs embeddings by {features.model!r}, which the router does not compute")
     return other
+
+
+def build_handover(settings: RouterSettings) -> HandoverTerms | None:
+    """When answers are handed over; None if they are not."""
+    given = settings.handover
+    if given is None:
+        return None
+    tokens = WHOLE if given.tokens == "all" else given.tokens
+    return HandoverTerms(tokens, given.at_most, given.margin, given.score_per_second)
 
 
 def build_comparing(config: ServerConfig) -> Comparing | None:
@@ -154,12 +167,15 @@ def build_router(config: ServerConfig) -> Decides:
         build_capabilities(config),
         settings.budget_window,
         settings.exploration,
+        build_handover(settings),
     )
     router.learned = with_table(router.learned, read_steps(steps_file(config)))
     for name in () if config.has_nodes else router.artifact.unserved(names):
         logger.warning("router.artifact: its expert '%s' is not configured; the next best answers", name)
     if config.router.objective not in router.objectives:
         raise ConfigError(f"router.objective: '{config.router.objective}' is not one of {', '.join(router.objectives)}")
+    if refusal := router.judges.refusal(config.router.objective):
+        logger.warning("router.handover: nothing is handed over under '%s': %s", config.router.objective, refusal)
     _try_probes(router, config.router)
     return router
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType
 
 from coe_server.cache.admission import Admission
@@ -161,10 +162,33 @@ class ExpertCache:
         finally:
             self._waited_for.add(-leases, owner)
 
+    @contextmanager
+    def foreseen(self, name: str, chance: float) -> Iterator[None]:
+        """While this context lasts, the expert is asked for soon with this probability: it may be prefetched."""
+        slot = self.slots.get(name)
+        if slot is None or slot.expert.remote or slot.expert.on_nodes or slot.tier is Tier.DEVICE:
+            yield
+            return
+        demand = self._conductor.demand
+        demand.foresee(slot.name, chance)
+        self._changed.set()
+        try:
+            yield
+        finally:
+            demand.foresee(slot.name, -chance)
+
     def grants_at_once(self, name: str, fan_out: int = 1) -> bool:
         """True if a lease would be granted without waiting."""
         slot = self.slots[name]
         return self._admission.has_room(slot, min(fan_out, slot.places))
+
+    def may_wait(self, name: str, owner: Owner | None = None) -> bool:
+        """False if a request for this expert would be refused now because a queue is full."""
+        try:
+            self._refuse_what_finds_no_room(self.slots[name], 1, owner)
+        except (KeyError, Overloaded):  # it may have been removed
+            return False
+        return True
 
     async def load(self, name: str) -> None:
         """Load an expert onto the device, in turn like a request. A failed expert is tried again at once."""

@@ -28,6 +28,7 @@ _MOST_LIKELY = 3  # candidates considered for prefetching
 _MOST_SUCCESSORS = 64.0  # of one expert; above it all its counts are halved, so that old patterns fade
 _DOUBT = 4.0  # successors that weigh as much as demand
 _UNSEEN = 0.5  # pseudo-requests of every expert, so that none has probability 0
+_ROUNDING = 1e-9  # of sums
 _MOST_PAIRS = 256.0  # of one request and the next; above it they and the follow-ups among them are halved
 
 
@@ -44,6 +45,7 @@ class Demand:
         self._last: str | None = None
         self._successors: dict[str, Counter[str]] = {}
         self._pairs, self._follow_ups = 2.0, 1.0  # even odds at first
+        self._foreseen: dict[str, float] = {}
 
     def add(self, expert: str) -> None:
         """Count requests for one more expert."""
@@ -69,6 +71,12 @@ class Demand:
                 self._successors[self._last] = Counter({name: count / 2 for name, count in seen.items() if count >= 1})
         self._last = expert
 
+    def foresee(self, expert: str, requests: float) -> None:
+        """Add to the expected number of requests that come soon, beside the usual ones; a negative number withdraws."""
+        expected = self._foreseen.pop(expert, 0.0) + requests
+        if expected > _ROUNDING:
+            self._foreseen[expert] = expected
+
     def lately(self, now: float) -> dict[str, float]:
         """Expert -> decayed number of requests."""
         left = 0.5 ** ((now - self._counted_at) / HALF_LIFE_SECONDS)
@@ -87,6 +95,10 @@ class Demand:
         found = {name: (count + _UNSEEN) * share + successors.get(name, 0.0) / seen for name, count in lately.items()}
         if self._last is not None:
             found[self._last] += _DOUBT * again / seen
+        for name in self._foreseen.keys() & found.keys():  # one may have been forgotten meanwhile
+            chance = min(self._foreseen[name], 1.0)
+            found = {other: (1.0 - chance) * usual for other, usual in found.items()}
+            found[name] += chance
         return found
 
     @property

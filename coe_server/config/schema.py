@@ -99,11 +99,19 @@ def _off(value: object) -> object:
 Exploring = Literal["off", "learn"] | Annotated[float, Field(gt=0.0, le=0.5)]
 
 
+class HandoverSettings(Settings):
+    tokens: Annotated[int, Field(ge=1, le=4096)] | Literal["all"] | None = None
+    at_most: int = Field(default=1, ge=1, le=8)
+    margin: float | None = Field(default=None, ge=-1.0, le=1.0)
+    score_per_second: float = Field(default=0.01, ge=0.0, le=1.0)
+
+
 class RouterSettings(Settings):
     artifact: Path | None = None
     routes: Path | None = None
     objective: str = "quality"
     exploration: Annotated[Exploring, BeforeValidator(_off)] = "off"
+    handover: HandoverSettings | None = None
     compare: float = Field(default=0.0, ge=0.0, le=1.0)
     judge: str | None = None
     compare_remote: bool = False
@@ -122,6 +130,10 @@ class RouterSettings(Settings):
             raise ValueError("split: the shares leave nothing for the router itself; together they must be below 1")
         if self.compare > 0.0 and self.judge is None:
             raise ValueError("compare: needs judge, the expert that scores both answers")
+        if self.handover is not None and self.exploration != "off":
+            raise ValueError(
+                "handover: a drawn expert's ratings would be of its sure answers only; set exploration: off"
+            )
         return self
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import accumulate, repeat
 from struct import pack
 from typing import Any
 from zlib import crc32
@@ -13,6 +13,7 @@ from zlib import crc32
 Fields = Mapping[str, Any]
 JSON = "application/json"
 EVENTS = "text/event-stream; charset=utf-8"
+SURE, UNSURE = -0.01, -3.0  # log-probability of each token: an expert is sure of a question that names it
 _DIMENSIONS = 8
 
 
@@ -36,10 +37,33 @@ class Reply:
     prompt_tokens: int
     tokens: tuple[str, ...]
     cut: bool
+    logprob: float = 0.0  # of each token
 
     @property
     def text(self) -> str:
         return "".join(self.tokens)
+
+    def logprobs(self, tokens: Sequence[str]) -> dict[str, Any]:
+        """The log-probabilities of these tokens, as chat has them."""
+        return {"content": [self._of_token(token) for token in tokens]}
+
+    def _of_token(self, token: str) -> dict[str, Any]:
+        return {
+            "token": token,
+            "logprob": self.logprob,
+            "bytes": list(token.encode("utf-8", "replace")),
+            "top_logprobs": [],
+        }
+
+    def listed(self, tokens: Sequence[str]) -> dict[str, Any]:
+        """The same, as completions have them."""
+        starts = accumulate((len(token) for token in tokens[:-1]), initial=0)
+        return {
+            "text_offset": list(starts),
+            "token_logprobs": [self.logprob] * len(tokens),
+            "tokens": list(tokens),
+            "top_logprobs": [{token: self.logprob} for token in tokens],
+        }
 
     def usage(self, asked: str = "prompt_tokens", answered: str = "completion_tokens") -> dict[str, int]:
         total = self.prompt_tokens + len(self.tokens)
@@ -64,18 +88,21 @@ def _chat(name: str, fields: Fields, created: int) -> Script:
     head = {"id": "chatcmpl-simulated", "created": created, "model": name}
     finish = "length" if reply.cut else "stop"
 
-    def chunk(delta: dict[str, str], finish_reason: str | None = None) -> bytes:
-        choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
+    def told(*tokens: str) -> dict[str, Any] | None:
+        return reply.logprobs(tokens) if fields.get("logprobs") else None
+
+    def chunk(delta: dict[str, str], finish_reason: str | None = None, logprobs: object = None) -> bytes:
+        choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
         return _event({**head, "object": "chat.completion.chunk", "choices": [choice]})
 
     if fields.get("stream"):
         closing = [chunk({}, finish)]
         if _is_asked_for_usage(fields):
             closing.append(_event({**head, "object": "chat.completion.chunk", "choices": [], "usage": reply.usage()}))
-        pieces = (chunk({"content": token}) for token in reply.tokens)
+        pieces = (chunk({"content": token}, logprobs=told(token)) for token in reply.tokens)
         return Script(200, EVENTS, (chunk({"role": "assistant", "content": ""}),), pieces, (*closing, _DONE))
     message = {"role": "assistant", "content": reply.text}
-    choice = {"index": 0, "message": message, "finish_reason": finish}
+    choice = {"index": 0, "message": message, "logprobs": told(*reply.tokens), "finish_reason": finish}
     return _whole({**head, "object": "chat.completion", "choices": [choice], "usage": reply.usage()}, reply)
 
 
@@ -86,16 +113,17 @@ def _completion(name: str, fields: Fields, created: int) -> Script:
     head = {"id": "cmpl-simulated", "object": "text_completion", "created": created, "model": name}
     finish = "length" if reply.cut else "stop"
 
-    def choice(text: str, finish_reason: str | None) -> dict[str, Any]:
-        return {"index": 0, "text": text, "logprobs": None, "finish_reason": finish_reason}
+    def choice(text: str, finish_reason: str | None, *tokens: str) -> dict[str, Any]:
+        told = reply.listed(tokens) if tokens and type(fields.get("logprobs")) is int else None
+        return {"index": 0, "text": text, "logprobs": told, "finish_reason": finish_reason}
 
     if fields.get("stream"):
-        pieces = (_event({**head, "choices": [choice(token, None)]}) for token in reply.tokens)
+        pieces = (_event({**head, "choices": [choice(token, None, token)]}) for token in reply.tokens)
         closing = [_event({**head, "choices": [choice("", finish)]})]
         if _is_asked_for_usage(fields):
             closing.append(_event({**head, "choices": [], "usage": reply.usage()}))
         return Script(200, EVENTS, (), pieces, (*closing, _DONE))
-    return _whole({**head, "choices": [choice(reply.text, finish)], "usage": reply.usage()}, reply)
+    return _whole({**head, "choices": [choice(reply.text, finish, *reply.tokens)], "usage": reply.usage()}, reply)
 
 
 def _response(name: str, fields: Fields, created: int) -> Script:
@@ -228,7 +256,8 @@ def _reply(name: str, question: str, limit: int | None, created: int) -> Reply:
         raise ValueError(f"a limit of {limit!r} tokens")
     kept = words[:limit]
     tokens = tuple(word if place == 0 else f" {word}" for place, word in enumerate(kept))
-    return Reply(name, created, max(1, len(question.split())), tokens, cut=len(kept) < len(words))
+    logprob = SURE if name in question.split() else UNSURE
+    return Reply(name, created, max(1, len(question.split())), tokens, len(kept) < len(words), logprob)
 
 
 def _last_user_text(messages: Sequence[Fields]) -> str:

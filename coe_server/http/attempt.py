@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -29,7 +29,7 @@ class Attempt:
     log: RequestLog
     failures: Failures
     spent: Callable[[], None]
-    headers: Mapping[str, str]
+    headers: dict[str, str]
     expert: str
     tries: Tries
 

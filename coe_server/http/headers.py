@@ -42,7 +42,16 @@ def decision_headers(decision: RoutingDecision) -> dict[str, str]:
     if decision.cost is not None and decision.saved is not None:
         headers["x-coe-cost"] = f"{decision.cost:.6g}"
         headers["x-coe-saved"] = f"{decision.saved:.6g}"
+    if decision.handovers:
+        last = decision.handovers[-1]
+        headers["x-coe-handed-over-from"] = last.first
+        headers["x-coe-handed-over-certainty"] = f"{last.certainty:.4f}"
     return headers
+
+
+def certainty_header(certainty: float) -> dict[str, str]:
+    """The probability that the answer is right, by its first tokens."""
+    return {"x-coe-certainty": f"{certainty:.4f}"}
 
 
 def wait_header(waited_seconds: float) -> dict[str, str]:

@@ -90,6 +90,20 @@ class RequestLog:
         if self._request.service.journal is not None:
             self._request.service.journal.took(self._decision.decision_id, dict(stated))
 
+    def judged(self, certainty: float, held_seconds: float) -> None:
+        """Log a judgement of an answer's first tokens, which were held for these seconds."""
+        self._facts["certainty"] = round(certainty, 4)
+        self._telemetry.observe(named.HELD, held_seconds, self._expert)
+
+    def hands_over(self, decision: RoutingDecision) -> None:
+        """Log that another expert takes over, and follow its decision."""
+        last = decision.handovers[-1]
+        self._facts.setdefault("handed_over", []).append(
+            {"expert": last.first, "certainty": self._facts.pop("certainty", None), "expected": last.expected}
+        )
+        self._telemetry.count(named.HANDOVERS, last.first, last.second)
+        self.follows(decision)
+
     def fell_back(self, error: CoeError) -> None:
         """Log a failure before the first content; another expert is tried."""
         self._facts.setdefault("fallbacks", []).append({"expert": self._expert, "reason": error.code})

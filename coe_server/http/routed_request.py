@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from coe_server.cache.queue import Owner
 from coe_server.engines.engine import EngineRequest, Tries
@@ -21,7 +22,10 @@ from coe_server.http.trace import Trace
 from coe_server.keys import Key
 from coe_server.routing.conversation import Conversation, session_key
 from coe_server.routing.decision import RouteOptions, RoutingDecision, Shadow
+from coe_server.routing.handover import Judge
+from coe_server.routing.router import Router
 
+NOTHING_ASKED: Changes = MappingProxyType({})
 Listener = Callable[[bytes], None]  # receives each piece of an answer
 _LATER_SECONDS = 0.1  # that a node's deadline is behind this server's own, whose error the caller gets
 
@@ -89,9 +93,17 @@ class RoutedRequest:
         found = [fields[name] for name in ("messages", "prompt", "input") if name in fields]
         return json.dumps(found) if found else None
 
-    def engine_request(self, expert: str, trace: Trace, tries: Tries) -> EngineRequest:
+    def judge(self, decision: RoutingDecision) -> Judge | None:
+        """The judge of this decision's expert; None if its answer is not judged."""
+        router = self.router
+        if not isinstance(router, Router) or self.parsed.fan_out > 1:
+            return None
+        return router.judges.of(decision, self.conversation, self.options, self.is_streamed)
+
+    def engine_request(self, expert: str, trace: Trace, tries: Tries, asked: Changes = NOTHING_ASKED) -> EngineRequest:
         """The request to this expert: the body unchanged except for the engine's model name, without `coe`, and with
-        what a preset changes. A node also gets what this server knows of the caller, and the time that is left."""
+        what a preset changes and what is `asked` beside. A node also gets what this server knows of the caller, and the
+        time that is left."""
         model = self.service.model_of(expert)
         passed_on = (*self.passed_on.items(), *(self._to_a_node() if self.service.is_on_nodes(expert) else ()))
         if (upload := self.parsed.upload) is not None:
@@ -100,7 +112,7 @@ class RoutedRequest:
             return EngineRequest("POST", self.parsed.api.path, trace.onto(headers), form, tries, model)
         headers = (("content-type", "application/json"), *passed_on)  # the body was read as JSON
         body = self.parsed.body
-        pieces = body.for_engine(model, self._changes(expert))
+        pieces = body.for_engine(model, {**self.changes(expert), **asked})
         whole = b"".join(pieces) if len(body.raw) <= LARGE_BYTES else pieces
         return EngineRequest("POST", self.parsed.api.path, trace.onto(headers), whole, tries, model)
 
@@ -112,7 +124,7 @@ class RoutedRequest:
             left_seconds = self.due - asyncio.get_running_loop().time()
             yield DEADLINE, f"{max(left_seconds, 0.0) + _LATER_SECONDS:.3f}"
 
-    def _changes(self, expert: str) -> Changes:
+    def changes(self, expert: str) -> Changes:
         """What the expert, if it is a preset, changes in the body; nothing where no answer is generated."""
         preset, api = self.service.presets.get(expert), self.parsed.api
         return preset.changes(api.endpoint, self.parsed.body) if preset is not None and api.routed else {}
@@ -124,7 +136,7 @@ class RoutedRequest:
 
     def may_be_silent(self, expert: str) -> bool:
         """True if an empty text may be this expert's whole answer: the caller, or a preset, asked for an end."""
-        return self.parsed.may_be_silent or any(self._changes(expert).get(name) for name in ENDINGS)
+        return self.parsed.may_be_silent or any(self.changes(expert).get(name) for name in ENDINGS)
 
     def has_more_room(self, than: str, expert: str) -> bool:
         """True unless the expert is known to have no longer context than the one for which the request was too long."""

@@ -33,9 +33,10 @@ from coe_server.http.attempt import Attempt, Failures
 from coe_server.http.client_stream import ClientDisconnect, KeepAlive, Outgoing, within
 from coe_server.http.errors import unexpected
 from coe_server.http.headers import decision_headers, node_headers, wait_header
+from coe_server.http.held import HandsOver, Judging, RefusesLogprobs
 from coe_server.http.relay import relay
 from coe_server.http.request_log import RequestLog
-from coe_server.http.routed_request import RoutedRequest
+from coe_server.http.routed_request import NOTHING_ASKED, RoutedRequest
 from coe_server.http.serving import Service
 from coe_server.routing.decision import RoutingDecision
 
@@ -58,6 +59,7 @@ class RoutedResponse(Response):
         self._may_choose_again = decision.reason not in _CHOSEN_BY_CALLER
         self._waited: dict[str, str] = {}  # for the current expert
         self._is_answered = False
+        self._refused_logprobs: str | None = None  # the expert that may have refused them
         self._tries = request.tries(decision)  # nodes, for the current expert
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -120,20 +122,31 @@ class RoutedResponse(Response):
                 is_retry = True  # no other expert can take the request: once more, to the restarted engine
             except _ChosenAgain as change:
                 self._follow(change.decision)
+            except HandsOver as change:
+                self._may_choose_again = False  # a new decision would ignore the first expert's tokens
+                self._log.hands_over(change.decision)
+                self._turn_to(change.decision)
+            except RefusesLogprobs:
+                self._refused_logprobs = self._decision.expert
+                self._turn_to(self._decision)
             except (EngineError, ExpertUnavailable, Overloaded) as error:
-                if self._another_node_may_answer(error):
-                    _warn(self._decision, self._out, error)
-                    self._log.fell_back(error)
-                    continue
-                self._failures.note(self._decision.expert, error)
-                is_final = self._out.spoken or not self._request.repeatable
-                another = None if is_final else _another(self._request, self._decision, error)
-                if another is None:
-                    raise
-                _warn(self._decision, self._out, error)
-                self._log.fell_back(error)
-                self._may_choose_again = False  # a new decision would ignore the failures
-                self._follow(another)
+                self._fall_back(error)
+
+    def _fall_back(self, error: CoeError) -> None:
+        """Turn to another node or expert after a failure. Raises the error if none may answer."""
+        if self._another_node_may_answer(error):
+            _warn(self._decision, self._out, error)
+            self._log.fell_back(error)
+            return
+        self._failures.note(self._decision.expert, error)
+        is_final = self._out.spoken or not self._request.repeatable
+        another = None if is_final else _another(self._request, self._decision, error)
+        if another is None:
+            raise error
+        _warn(self._decision, self._out, error)
+        self._log.fell_back(error)
+        self._may_choose_again = False  # a new decision would ignore the failures
+        self._follow(another)
 
     def _another_node_may_answer(self, error: CoeError) -> bool:
         """True after the failure of a node, if another one may have the same expert answer."""
@@ -144,9 +157,12 @@ class RoutedResponse(Response):
         return nodes.may_go_on(self._decision.expert, self._tries)
 
     def _follow(self, decision: RoutingDecision) -> None:
+        self._log.follows(decision)
+        self._turn_to(decision)
+
+    def _turn_to(self, decision: RoutingDecision) -> None:
         self._decision, self._waited = decision, {}
         self._tries = self._request.tries(decision)
-        self._log.follows(decision)
 
     async def _attempt(self, is_retry: bool) -> None:
         """One attempt under one lease. The lease is released before an error is raised: a client that does not read its
@@ -211,25 +227,30 @@ class RoutedResponse(Response):
         if node is None:
             return attempt
         self._waited = attempt_headers = node_headers(node, self._log.taken(node, answer.headers))
-        return replace(attempt, headers=dict(attempt.headers) | attempt_headers)
+        return replace(attempt, headers=attempt.headers | attempt_headers)
 
     async def _relay(self, attempt: Attempt, may_retry: bool) -> None:
         """Relay the answer within the longest generation time, on which the wait bound of other requests depends."""
         lease, request = attempt.lease, self._request
+        refused = self._refused_logprobs == attempt.expert
+        judging = None if refused else Judging.of(request, self._decision)
         longest = asyncio.timeout(self._cache.limits.max_generation_seconds)
         try:
-            sent = request.engine_request(attempt.expert, self._log.trace, self._tries)
+            asked = judging.members if judging is not None else NOTHING_ASKED
+            sent = request.engine_request(attempt.expert, self._log.trace, self._tries, asked)
             async with longest, lease.engine.send(sent) as answer:
                 may_retry = may_retry and request.repeatable
                 attempt = self._at_its_node(attempt, answer)
                 if answer.status >= 500 and may_retry and await lease.engine_is_gone(DEATH_NOTICE_SECONDS):
                     raise EngineDied(f"expert '{attempt.expert}' answered with status {answer.status} and died")
-                await relay(attempt, answer)
+                await relay(attempt, answer if judging is None else judging.held(attempt, answer))
                 # and this is not its own refusal
                 if answer.status < 400 and not self._failures.have_seen(attempt.expert):
                     lease.answered()
                     request.service.sessions.remember(request.session, self._decision)
                     self._is_answered = True
+                    if refused:
+                        request.serving.tell_no_logprobs.add(attempt.expert)
         except TimeoutError as error:
             if not longest.expired():
                 raise

@@ -109,6 +109,7 @@ class Serving:
     split: Sequence[tuple[Decides, float]] = ()  # routers that serve a share of the conversations
     compare: Comparing | None = None
     routes_file: Path | None = None  # of a router that is made from routes
+    tell_no_logprobs: set[str] = field(default_factory=set)  # experts whose engines refused to
 
     def router_for(self, session: bytes | None, objective: str | None) -> Decides:
         """The router of a conversation: by the hash of its session, so that later turns have the same."""

@@ -22,6 +22,7 @@ Reason = Literal[
     "budget",
     "resident",
     "explored",
+    "handed_over",
     "fallback",
 ]
 REASONS: tuple[Reason, ...] = get_args(Reason)
@@ -57,6 +58,21 @@ class Exploration(NamedTuple):
     category: str
     expected: float | None = None
     conversation: str | None = None
+
+
+class HandedOver(NamedTuple):
+    """An answer that was given up after its first `tokens` tokens (0: the whole), and the expert that took over.
+
+    `certainty`: the probability that the `first` expert's answer is right, by its tokens. `expected`: score of the
+    `second` one. `wasted`: the share of the first one's cost that was spent.
+    """
+
+    first: str
+    second: str
+    certainty: float
+    expected: float
+    tokens: int
+    wasted: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +170,7 @@ class RoutingDecision:
     `reason` names the last step that changed the choice. `mapped`: the expert of the objective's stored mapping.
     `mixed`: another expert, because of other categories' probabilities or corrections, or because the mapped one cannot
     answer. `budget`: the live multiplier chose otherwise than the stored one. `route`: a pin or an edited line of the
-    mapping. `explored`: a draw that took another expert than usual.
+    mapping. `explored`: a draw that took another expert than usual. `handed_over`: another expert's answer was unsure.
 
     `category` is `general` if the prompt is outside the gate or the classifier is unsure. `confidence` is the
     calibrated probability of the likeliest category in any case. Both are None for an expert requested by name.
@@ -177,18 +193,24 @@ class RoutingDecision:
     exploration: Exploration | None = None
     shadow: Shadow | None = None
     costs: Costs | None = None  # None if the router knows no costs or no scores, or the expert was requested by name
+    handovers: tuple[HandedOver, ...] = ()  # of this request, oldest first
 
     @property
     def cost(self) -> float | None:
-        """The expert's cost, in `costs.unit`; None if unknown."""
-        return None if self.costs is None else self.costs.of.get(self.expert)
+        """The expert's cost with that of starts that were handed over, in `costs.unit`; None if unknown."""
+        own = None if self.costs is None else self.costs.of.get(self.expert)
+        return None if self.costs is None or own is None else own + self.wasted(self.costs.of)
 
     @property
     def saved(self) -> float | None:
-        """What the expert costs less than the best single expert; below 0 if it costs more."""
+        """What the answer costs less than the best single expert's; below 0 if it costs more."""
         if self.costs is None or self.cost is None:
             return None
         return self.costs.of[self.costs.best_single] - self.cost
+
+    def wasted(self, costs: Mapping[str, float]) -> float:
+        """What the starts that were handed over cost."""
+        return sum(one.wasted * costs.get(one.first, 0.0) for one in self.handovers)
 
     @property
     def has_another(self) -> bool:
@@ -212,6 +234,7 @@ class RoutingDecision:
             "resident": self.resident._asdict(),
             "exploration": self.exploration and self.exploration._asdict(),
             "shadow": self.shadow and self.shadow._asdict(),
+            "handovers": [one._asdict() for one in self.handovers],
             "costs": self.costs
             and {
                 "unit": self.costs.unit,

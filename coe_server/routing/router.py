@@ -30,6 +30,7 @@ from coe_server.routing.decision import (
     RoutingDecision,
 )
 from coe_server.routing.exploration import Mode, explored, nothing_learned
+from coe_server.routing.handover import HandoverTerms, Judges
 from coe_server.routing.manifest import ExpertEntry, Manifest, ObjectiveEntry
 from coe_server.routing.own_routes.choice import OwnRoutes
 from coe_server.routing.scoring import PromptScores, Scorer, is_new_topic
@@ -75,7 +76,7 @@ class Router:
 
     With a `budget_window` the mean cost over that many answered requests is kept at each objective's budget; with 0
     every decision uses the stored multiplier. `exploration`: how a conversation's expert is drawn. `learned` is
-    replaced as a whole when ratings have moved scores.
+    replaced as a whole when ratings have moved scores. `judges`: of answers that may be handed over.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Router:
         capabilities: Mapping[str, Capabilities] | None = None,
         budget_window: int = 0,
         exploration: Mode = "off",
+        handover: HandoverTerms | None = None,
     ) -> None:
         manifest = artifact.manifest
         self.artifact = artifact
@@ -101,6 +103,7 @@ class Router:
         self._scorer = Scorer(artifact)
         self._routes = OwnRoutes.of(artifact, self._profiles, self._scorer) if manifest.routes is not None else None
         self._meters = budget.meters(manifest, budget_window)
+        self.judges = Judges(manifest, handover, self._profiles)
 
     @classmethod
     def load(
@@ -109,9 +112,10 @@ class Router:
         residency_tolerance: float = 0.0,
         capabilities: Mapping[str, Capabilities] | None = None,
         budget_window: int = 0,
+        handover: HandoverTerms | None = None,
     ) -> Router:
         """The router of an artifact folder. Raises ArtifactError if it is invalid."""
-        return cls(artifacts.load(path), residency_tolerance, capabilities, budget_window)
+        return cls(artifacts.load(path), residency_tolerance, capabilities, budget_window, handover=handover)
 
     def go_on_from(self, before: Router) -> None:
         """Keep the spending of a router of the same artifact, whose experts alone were others."""
@@ -183,7 +187,8 @@ class Router:
         meter = self._meters.get(decision.objective)
         if meter is None or decision.reason == "requested":
             return nullcontext(lambda: None)
-        return meter.spending(self._objectives[decision.objective].cost_of[decision.expert])
+        costs = self._objectives[decision.objective].cost_of
+        return meter.spending(costs[decision.expert] + decision.wasted(costs))
 
     def _objective(self, name: str | None) -> Objective:
         name = name or (DEFAULT_OBJECTIVE if DEFAULT_OBJECTIVE in self._objectives else next(iter(self._objectives)))

@@ -55,6 +55,22 @@ def test_where_others_were_asked_for_twice_an_expert_is_expected_again_after_its
     assert chances("abac" * 20 + "d", "abcde")["d"] < 0.05
 
 
+def test_a_foreseen_request_comes_with_its_probability_and_the_usual_ones_share_the_rest():
+    demand, now = told("abacabad")
+    before = demand.chances(now)
+    demand.foresee("c", 0.3)
+    demand.foresee("c", 0.3)
+    after = demand.chances(now)
+    assert abs(sum(after.values()) - sum(before.values())) < 1e-9
+    assert all(abs(after[name] - (0.4 * before[name] + (0.6 if name == "c" else 0.0))) < 1e-9 for name in "abcd")
+    demand.foresee("c", -0.3)
+    demand.foresee("c", -0.3)
+    assert demand.chances(now) == before
+    demand.foresee("c", 0.3)
+    demand.forget("c")
+    assert set(demand.chances(now)) == set("abd")
+
+
 def test_demand_alone_is_not_taken_for_follow_ups():
     found = chances([*random.Random(0).choices("ab", [9, 1], k=2000), "c"], "abc")
     assert found["c"] < 0.25

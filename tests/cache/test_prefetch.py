@@ -190,3 +190,18 @@ def test_room_that_was_made_on_a_guess_is_useful_to_another_and_wasted_on_the_on
             assert after == before | {outcome: before[outcome] + 1}
 
     run(story())
+
+
+def test_a_foreseen_expert_is_woken_if_there_is_room_or_an_idle_one_may_leave_and_the_leased_one_stays():
+    async def story():
+        async with running("abc", device=20, costs={"wake": 0.4, "sleep": 0.05}) as (cache, _):
+            for name in "cba":
+                (await cache.lease(name)).release()
+            with await cache.lease("a"):
+                await settle()
+                assert [status(cache, name).residency for name in "abc"] == ["device", "device", "host"]
+                with cache.foreseen("c", 0.9):
+                    await settle()
+                    assert [status(cache, name).residency for name in "abc"] == ["device", "host", "device"]
+
+    run(story())

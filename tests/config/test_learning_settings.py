@@ -2,7 +2,10 @@
 
 import pytest
 
+from coe_server.build.service import build_handover
 from coe_server.config.schema import read_config
+from coe_server.routing.certainty import WHOLE
+from coe_server.routing.handover import HandoverTerms
 
 EXPERTS = """
 experts:
@@ -30,6 +33,9 @@ def test_exploration_is_off_learn_or_a_share(tmp_path, given, read):
         ("{artifact: r, exploration: 0.9}", "", "router.exploration"),
         ("{artifact: r, exploration: learn}", "log: {decisions: false}", "set log.decisions: true"),
         ("{artifact: r, compare: 0.1}", "", "compare: needs judge"),
+        ("{artifact: r, exploration: learn, handover: {}}", "", "set exploration: off"),
+        ("{artifact: r, handover: {tokens: 0}}", "", "router.handover.tokens"),
+        ("{artifact: r, handover: {at_most: 9}}", "", "router.handover.at_most"),
         ("{artifact: r, compare: 0.1, judge: gone}", "", "router.judge: there is no expert 'gone'"),
         ("{artifact: r, compare: 0.1, judge: far}", "", "allow it (compare_remote)"),
         ("{artifact: r, split: {a: 0.6, b: 0.4}}", "", "the shares leave nothing for the router itself"),
@@ -38,6 +44,14 @@ def test_exploration_is_off_learn_or_a_share(tmp_path, given, read):
 def test_a_contradiction_is_named(tmp_path, router, more, sentence):
     _, wrong = mistakes(tmp_path, router, f"{more}\n")
     assert any(sentence in one for one in wrong), wrong
+
+
+def test_handover_judges_by_all_tokens_by_some_or_as_the_artifact_says(tmp_path):
+    for given, read in (("all", WHOLE), ("8", 8), ("null", None)):
+        found, wrong = mistakes(tmp_path, f"{{artifact: r, handover: {{tokens: {given}, at_most: 2}}}}")
+        assert wrong == []
+        assert build_handover(found.router) == HandoverTerms(tokens=read, at_most=2)
+    assert build_handover(mistakes(tmp_path, "{artifact: r}")[0].router) is None
 
 
 def test_paths_of_other_routers_start_at_the_files_folder(tmp_path):

@@ -15,6 +15,7 @@ import os
 import signal
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from itertools import pairwise, takewhile
 from pathlib import Path
@@ -177,7 +178,9 @@ class StandIn:
         asked = await request.json()
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "X-Engine": self.name})
         await response.prepare(request)
-        for word in (asked["messages"][-1]["content"], self.digest(asked["model"]), "[DONE]"):
+        question = asked["messages"][-1]["content"]
+        told = (unsure_or_sure(question),) if asked.get("logprobs") else ()
+        for word in (*told, question, self.digest(asked["model"]), "[DONE]"):
             await response.write(f"data: {word}\n\n".encode())
             if FAULT == "dies mid-stream with a report":
                 report()
@@ -221,6 +224,14 @@ class StandIn:
 
     def fill_kv_cache(self) -> None:
         ctypes.memset(ctypes.addressof(ctypes.c_char.from_buffer(self.kv_cache)), 1, len(self.kv_cache))
+
+
+def unsure_or_sure(question: str) -> str:
+    """A chunk without text, with the log-probabilities of some tokens: one question in two makes them low."""
+    logprob = -3.0 if zlib.crc32(question.encode()) % 2 else -0.01
+    tokens = [{"token": "", "logprob": logprob, "bytes": [], "top_logprobs": []}] * 8
+    choice = {"index": 0, "delta": {"content": ""}, "logprobs": {"content": tokens}, "finish_reason": None}
+    return json.dumps({"choices": [choice]})
 
 
 if __name__ == "__main__":

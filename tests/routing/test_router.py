@@ -446,7 +446,7 @@ def test_the_decision_as_json_has_the_agreed_keys(router: Router) -> None:
     plain = json.loads(json.dumps(ask(router, TEXTS["code"]).as_json()))
     assert ", ".join(plain) == (
         "decision_id, router_version, objective, category, confidence, probabilities, expert, reason, ranking, gate,"
-        " budget, resident, routing_ms, exploration, shadow, costs"
+        " budget, resident, routing_ms, exploration, shadow, costs, handovers"
     )
     assert ", ".join(plain["ranking"][0]) == (
         "expert, expected_score, active_params_b, value, residency, predicted_wait_seconds, excluded, doubt"

@@ -22,6 +22,7 @@ from coe_server.routing.selection import Candidate, Choice, Terms
 if TYPE_CHECKING:
     from coe_server.routing.artifact import Artifact
 
+NOT_OF_ROUTE = "not an expert of route"
 UNRATED = 0.5  # score of every expert of a route without ratings, before anything was learned
 
 
@@ -41,7 +42,7 @@ class Route:
         if known.knows(self.name):
             score = (UNRATED if score is None else score) + known.shift(self.name, expert)
         is_named = expert in self.places or (self.entry.tolerance > 0.0 and len(self.experts) == 1)
-        return Terms(score, score, 0.0, None if is_named else f"not an expert of route {self.name}")
+        return Terms(score, score, 0.0, None if is_named else f"{NOT_OF_ROUTE} {self.name}")
 
     def ranked(self, known: Learned) -> Mapping[str, int]:
         """`places`; once scores were learned, the route's own experts share the first."""

@@ -21,6 +21,7 @@ from coe_server.engines.vllm.command import VllmLaunch
 from coe_server.engines.vllm.engine import VllmEngine
 from coe_server.engines.vllm.footprint import model_bytes
 from coe_server.errors import EngineDied, EngineError
+from coe_server.http.logprobs import TakenFromBody, TakenFromEvents
 from tests.engines.conftest import eventually, run_directory_of, runs
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1800)]  # an engine needs 20 s to start on a quiet machine
@@ -54,11 +55,15 @@ class Real:
         tokens: list[int] = answer["choices"][0]["token_ids"]
         return tokens
 
-    async def _ask(self, text: str, options: dict[str, Any]) -> list[bytes]:
-        body = {"model": "french", "messages": [{"role": "user", "content": text}], "max_tokens": 24}
+    def completed(self, text: str, **options: Any) -> list[bytes]:
+        return self.runner.run(self._ask(text, options, "/v1/completions"))
+
+    async def _ask(self, text: str, options: dict[str, Any], path: str = "/v1/chat/completions") -> list[bytes]:
+        said = {"prompt": text} if path == "/v1/completions" else {"messages": [{"role": "user", "content": text}]}
+        body = {"model": "french", **said, "max_tokens": 24}
         body |= {"temperature": 0, "ignore_eos": True} | options
         headers = (("content-type", "application/json"),)
-        request = EngineRequest("POST", "/v1/chat/completions", headers, json.dumps(body).encode())
+        request = EngineRequest("POST", path, headers, json.dumps(body).encode())
         async with self.engine.send(request) as response:
             assert response.status == 200
             return [chunk async for chunk in response.chunks()]
@@ -102,6 +107,37 @@ def test_a_stream_arrives_in_pieces_and_ends_with_done(real: Real) -> None:
     chunks = real.ask("hello", stream=True, max_tokens=400)  # so many that a client kept waiting still sees pieces
     assert len(chunks) > 4
     assert b"".join(chunks).endswith(b"data: [DONE]\n\n")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("api", ["chat", "completions"])
+def test_without_its_log_probabilities_an_answer_is_the_one_that_was_not_asked_for_them(
+    real: Real, api: str, stream: bool
+) -> None:
+    ask = real.ask if api == "chat" else real.completed
+    asked: dict[str, Any] = {"logprobs": True if api == "chat" else 1}
+    options: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+    plain = b"".join(ask("hello", **options))
+    taken = TakenFromEvents(kept=False) if stream else TakenFromBody(kept=False)
+    judged = b"".join([*map(taken.hear, ask("hello", **options, **asked)), taken.end()])
+    assert len(taken.found) == 24
+    assert all(one <= 0.0 for one in taken.found)
+    assert _comparable(judged) == _comparable(plain)
+
+
+def _comparable(raw: bytes) -> tuple[str, list[str]]:
+    """The text of an answer, and each form of its events once: how many tokens an event has varies with vLLM itself."""
+    parts = [json.loads(line) for line in raw.decode().replace("data: ", "").splitlines() if line.startswith("{")]
+    text, forms = "", dict[str, None]()
+    for part in parts:
+        part |= {"id": "", "created": 0}
+        for choice in part["choices"]:
+            told = choice.get("message") or choice.get("delta") or choice
+            field = "text" if "text" in told else "content"
+            text += told.get(field) or ""
+            told[field] = ""
+        forms[json.dumps(part)] = None
+    return text, list(forms)
 
 
 def test_a_stream_that_is_left_is_aborted_in_the_engine(real: Real) -> None:

@@ -14,7 +14,14 @@ const REASONS = {
   budget: () => "What was spent lately changed the choice: this keeps the mean cost at its budget.",
   resident: () => "Already on the device, and as good within the stated tolerance.",
   explored: () => "Drawn, so that ratings can tell which expert is best.",
+  handed_over: (d) => `Another expert's first words were unsure${tookOver(d)}.`,
   fallback: () => "The first choice failed before its first word.",
+};
+
+// Who began the answer, and what is thought of both.
+const tookOver = ({ handovers = [] }) => {
+  const last = handovers.at(-1);
+  return last ? `: ${last.first} is right with ${percent(last.certainty)}, ${last.second} with ${percent(last.expected)}` : "";
 };
 
 const PLACES = { device: "on the device", host: "in host memory", disk: "on disk", remote: "elsewhere" };
