@@ -126,7 +126,9 @@ class Conductor:
                 continue
             if slot.restarting and slot.tier is not Tier.DISK:
                 self.begin(Plan((slot.move_to(Tier.DISK),)))
-            slot.change(restarting=False)  # otherwise its engine has ended by itself
+            if slot.tier is Tier.DISK:  # its engine has ended by itself, or its load was given up before it began
+                slot.change(draining=False)
+            slot.change(restarting=False)
             self._to_restart.discard(slot.name)
 
     def _keep_up(self) -> None:

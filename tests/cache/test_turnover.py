@@ -372,7 +372,7 @@ def test_an_expert_with_waiting_requests_must_fit_beside_the_pins_on_the_way():
 
 
 traffic = st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 9), st.integers(0, 6), st.booleans()), max_size=25)
-turnovers = st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 12)), max_size=6)
+turnovers = st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 12), st.booleans()), max_size=6)
 
 
 async def one_request(stage, name, delay, hold, gives_up):
@@ -389,10 +389,14 @@ async def one_request(stage, name, delay, hold, gives_up):
     return None
 
 
-async def turn_over(stage, name, delay):
-    """The expert comes if it is not there; else it changes or goes, in turns."""
+async def turn_over(stage, name, delay, restarts):
+    """The expert comes if it is not there; else it changes or goes, in turns. Or an operator restarts it."""
     for _ in range(delay):
         await asyncio.sleep(0)
+    if restarts:
+        with suppress(UnknownModel, ExpertUnavailable):
+            await stage.cache.restart(name)
+        return
     slot = stage.cache.slots.get(name)
     with suppress(NoRoom):
         if slot is None or slot.leaves:
@@ -415,7 +419,7 @@ def test_no_promise_is_broken_while_experts_come_and_go(requests, turns, broken,
             await asyncio.gather(*news)
             bad = [one for one in outcomes if isinstance(one, Exception)]
             assert bad == []
-            if not turns:
+            if all(restarts for _, _, restarts in turns):
                 assert UnknownModel not in outcomes
             if not broken:
                 assert ExpertUnavailable not in outcomes
