@@ -2,6 +2,7 @@
 
     python -m benchmarks.cluster                       # writes to docs/benchmarks.md
     python -m benchmarks.cluster --requests 50 --no-write
+    chrt -r 5 python -m benchmarks.cluster             # on a busy machine, as root: before all other work
 
 Three servers as processes: one alone, a node, and a front over that node. Their expert is `engine: remote`, and its
 upstream runs in this process, which is the client, too. So the delay of a stream's chunk is read from one clock: the
@@ -218,7 +219,7 @@ One request at a time, the two ways in turns; the upstream and the client are on
 A chunk: from the upstream's write until the client had it. All of it on one machine, so the network costs nothing.
 
 Python {platform.python_version()}, {os.cpu_count()} cores shared with other work
-(the load average was {load:.1f}).{_BUSY if load > (os.cpu_count() or 1) else ""}
+(the load average was {load:.1f}).{_of_load(load)}
 
 | | request p50 ms | p99 | chunk p50 ms | p99 |
 |---|---|---|---|---|
@@ -229,7 +230,12 @@ Python {platform.python_version()}, {os.cpu_count()} cores shared with other wor
 """
 
 
-_BUSY = " More was to do than there are cores: these figures say little, and are to be taken again."
+def _of_load(load: float) -> str:
+    if load <= (os.cpu_count() or 1):
+        return ""
+    if os.sched_getscheduler(0) in {os.SCHED_RR, os.SCHED_FIFO}:
+        return " All processes of this benchmark ran before the other work (`chrt -r 5`)."
+    return " More was to do than there are cores: these figures say little, and are to be taken again."
 
 
 def _row(way: Way) -> str:

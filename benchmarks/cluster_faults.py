@@ -324,7 +324,12 @@ def _left(folder: Path) -> list[int]:
 
 def _text(options: argparse.Namespace, findings: Findings) -> str:
     errors = {code: count for code, count in findings.outcomes.most_common() if code != "answered"}
+    asked = f"--seconds {options.seconds:g} --clients {options.clients} --every {options.every:g}"
     lines = [
+        "## Several machines: faults on Ray",
+        "",
+        f"`python -m benchmarks.cluster_faults {asked}`",
+        "",
         f"{options.clients} clients for {options.seconds:g} s on three Ray machines, load {os.getloadavg()[0]:.0f} on"
         f" {os.cpu_count()} cores.",
         "",
