@@ -30,7 +30,7 @@ from coe_server.http.browsers import Hosts
 from coe_server.http.learner import Learner, with_table
 from coe_server.http.routes.quality import quality_of
 from coe_server.http.serving import Comparing, Decides, Serving, Traffic, reference_of
-from coe_server.http.trace import NoTracing, Tracing
+from coe_server.http.tracing.trace import NoTracing, Tracing
 from coe_server.journal.entries import Retention
 from coe_server.journal.journal import Journal
 from coe_server.journal.steps import read_steps
@@ -353,7 +353,7 @@ def build_tracing(config: ServerConfig, engine_models: Mapping[str, str]) -> Tra
     if config.tracing is None:
         return NoTracing()
     require_tracing(config)
-    from coe_server.http.otel import span_tracing  # noqa: PLC0415 - an extra, and half a second to import
+    from coe_server.http.tracing.otel import span_tracing  # noqa: PLC0415 - an extra, and half a second to import
 
     return span_tracing(config.tracing, engine_models)
 
@@ -363,7 +363,7 @@ def require_tracing(config: ServerConfig) -> None:
     if config.tracing is not None:
         check_tracing_headers()
         try:
-            import_module("coe_server.http.otel")
+            import_module("coe_server.http.tracing.otel")
         except ImportError as error:
             raise ConfigError(
                 "tracing: needs OpenTelemetry, which comes with the extra `otel` (docs/upgrade.md)"

@@ -17,7 +17,7 @@ from typing import Any
 from coe_server import metrics as named
 from coe_server.engines.engine import EngineRequest
 from coe_server.errors import CoeError, EngineError
-from coe_server.http.heard import Heard
+from coe_server.http.answers.heard import Heard
 from coe_server.http.routed_request import RoutedRequest
 from coe_server.http.serving import Comparing, Service
 from coe_server.journal.entries import Compared

@@ -13,12 +13,12 @@ from contextlib import AbstractContextManager
 from functools import partial
 
 from coe_server.engines.engine import EngineResponse
+from coe_server.http.answers.sse import before_error
 from coe_server.http.attempt import Attempt
 from coe_server.http.bodies.presets import Changes
 from coe_server.http.headers import certainty_header, content_type
 from coe_server.http.logprobs import TakenFromBody, TakenFromEvents, asking
 from coe_server.http.routed_request import RoutedRequest
-from coe_server.http.sse import before_error
 from coe_server.routing.certainty import WHOLE
 from coe_server.routing.decision import RoutingDecision
 from coe_server.routing.handover import Judge

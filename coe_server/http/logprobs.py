@@ -10,10 +10,10 @@ import json
 import re
 from collections.abc import Mapping
 
+from coe_server.http.answers.sse import EventCutter
 from coe_server.http.apis import Api
 from coe_server.http.bodies.body import LONGEST_OPTION_BYTES, Body
 from coe_server.http.bodies.presets import Changes
-from coe_server.http.sse import EventCutter
 from coe_server.upstream.verdict import events_in
 
 LONGEST_BODY_BYTES = 8 * 2**20  # about 60,000 tokens with their log-probabilities

@@ -10,10 +10,8 @@ from typing import Any
 
 from coe_server.engines.engine import EngineResponse
 from coe_server.errors import CoeError, EngineDied, EngineError, EngineRefused, TooLongForExpert, UpstreamLimited
-from coe_server.http.attempt import Attempt
-from coe_server.http.headers import content_type, passed_headers
-from coe_server.http.own_name import under_own_name
-from coe_server.http.sse import (
+from coe_server.http.answers.own_name import under_own_name
+from coe_server.http.answers.sse import (
     JUDGED_BYTES,
     LONGEST_HELD_BYTES,
     EventCutter,
@@ -22,7 +20,9 @@ from coe_server.http.sse import (
     is_plain,
     parts_of,
 )
-from coe_server.http.usage import UsageInBody, UsageInEvents, UsageReader
+from coe_server.http.answers.usage import UsageInBody, UsageInEvents, UsageReader
+from coe_server.http.attempt import Attempt
+from coe_server.http.headers import content_type, passed_headers
 from coe_server.upstream.complaint import Cause, json_value
 from coe_server.upstream.reply import retry_after_seconds
 from coe_server.upstream.verdict import (

@@ -11,9 +11,9 @@ from typing import Any
 
 from coe_server import metrics as named
 from coe_server.errors import CoeError
+from coe_server.http.answers.usage import UNSTATED, Usage
 from coe_server.http.headers import Pairs, callers_id, told_wait_ms
 from coe_server.http.routed_request import RoutedRequest
-from coe_server.http.usage import UNSTATED, Usage
 from coe_server.routing.decision import RoutingDecision
 
 logger = logging.getLogger("coe.requests")

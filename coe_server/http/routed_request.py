@@ -11,14 +11,14 @@ from types import MappingProxyType
 from coe_server.cache.queue import Owner
 from coe_server.engines.engine import EngineRequest, Tries
 from coe_server.errors import CoeError
+from coe_server.http.answers.heard import Heard
 from coe_server.http.bodies.body import ENDINGS, LARGE_BYTES, ParsedRequest
 from coe_server.http.bodies.presets import Changes
 from coe_server.http.client_stream import DEADLINE
 from coe_server.http.forwarded import FORWARDED, NOTHING, Forwarded
-from coe_server.http.heard import Heard
 from coe_server.http.previous_responses import ResponseId
 from coe_server.http.serving import Decides, Service, Serving
-from coe_server.http.trace import Trace
+from coe_server.http.tracing.trace import Trace
 from coe_server.keys import Key
 from coe_server.routing.conversation import Conversation, session_key
 from coe_server.routing.decision import RouteOptions, RoutingDecision, Shadow

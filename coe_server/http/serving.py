@@ -28,7 +28,7 @@ from coe_server.http.bodies.reader import BodyReader
 from coe_server.http.bodies.uploads import UploadLimits, Uploads
 from coe_server.http.learner import Learner
 from coe_server.http.previous_responses import MadeResponses
-from coe_server.http.trace import NoTracing, Tracing
+from coe_server.http.tracing.trace import NoTracing, Tracing
 from coe_server.journal.drift import OUTSIDE, Drift, DriftWatch, Reference
 from coe_server.journal.journal import Journal
 from coe_server.keys import Key

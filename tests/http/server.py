@@ -23,7 +23,7 @@ from coe_server.http.learner import Learner
 from coe_server.http.routes.admin import Reloader
 from coe_server.http.server import GRACE_SECONDS, Listener, build_api
 from coe_server.http.serving import Service, Serving
-from coe_server.http.trace import NoTracing
+from coe_server.http.tracing.trace import NoTracing
 from coe_server.keys import Keyring
 from coe_server.metrics import Telemetry
 from coe_server.routing.by_name import NamedRouter

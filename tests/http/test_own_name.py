@@ -8,7 +8,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe_server.http.own_name import Named
+from coe_server.http.answers.own_name import Named
 from tests.examples import examples
 
 

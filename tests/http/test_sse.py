@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe_server.http.sse import (
+from coe_server.http.answers.sse import (
     JUDGED_BYTES,
     LONGEST_HELD_BYTES,
     EventCutter,

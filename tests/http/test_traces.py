@@ -24,10 +24,10 @@ from coe_server.build.service import build_tracing
 from coe_server.cache.scheduler import Limits
 from coe_server.config.schema import ServerConfig, TracingSettings
 from coe_server.errors import ConfigError
-from coe_server.http import otel
+from coe_server.http.answers.usage import Usage
 from coe_server.http.apis import APIS
-from coe_server.http.otel import span_tracing
-from coe_server.http.usage import Usage
+from coe_server.http.tracing import otel
+from coe_server.http.tracing.otel import span_tracing
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.by_name import NamedRouter
 from coe_server.routing.conversation import MEDIA, Conversation
@@ -314,7 +314,7 @@ import sys
 from coe_server.app import build_server
 from coe_server.config.schema import ServerConfig
 build_server(ServerConfig(log={"decisions": False}, experts=[{"name": "a", "engine": "simulated"}]))
-print([name for name in sys.modules if name.startswith(("opentelemetry.sdk", "coe_server.http.otel"))])
+print([name for name in sys.modules if name.startswith(("opentelemetry.sdk", "coe_server.http.tracing.otel"))])
 """
 
 
@@ -460,7 +460,7 @@ def test_the_end_waits_for_what_is_still_to_be_sent_but_not_for_ever(monkeypatch
 
 
 def test_tracing_without_its_packages_is_refused_with_the_way_out(monkeypatch):
-    monkeypatch.delitem(sys.modules, "coe_server.http.otel")
+    monkeypatch.delitem(sys.modules, "coe_server.http.tracing.otel")
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     config = ServerConfig(tracing={}, experts=[{"name": "a", "engine": "simulated"}])
     with pytest.raises(ConfigError, match=re.escape("comes with the extra `otel` (docs/upgrade.md)")):

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe_server.http.sse import EventCutter
-from coe_server.http.usage import MOST_TOKENS, UNSTATED, WINDOW_BYTES, Usage, UsageInBody, UsageInEvents
+from coe_server.http.answers.sse import EventCutter
+from coe_server.http.answers.usage import MOST_TOKENS, UNSTATED, WINDOW_BYTES, Usage, UsageInBody, UsageInEvents
 
 LIES = ('"usage": {"prompt_tokens": 666}', '"usage', 'my "usage', "usage", "\\", '"', '"usage": {', "}}", "é\n\n")
 TEXTS = st.lists(st.sampled_from(LIES) | st.text(max_size=3), max_size=3).map("".join)

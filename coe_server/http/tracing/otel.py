@@ -23,9 +23,9 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from coe_server.config.schema import TracingSettings
 from coe_server.errors import CoeError
+from coe_server.http.answers.usage import UNSTATED, Usage
 from coe_server.http.apis import Api, wants_stream
-from coe_server.http.trace import CONTEXT, Pairs, Trace, Untraced
-from coe_server.http.usage import UNSTATED, Usage
+from coe_server.http.tracing.trace import CONTEXT, Pairs, Trace, Untraced
 from coe_server.routing.decision import RoutingDecision
 
 # Names from OpenTelemetry's conventions for generative AI; ours where those define none.

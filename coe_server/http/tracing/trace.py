@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from coe_server.errors import CoeError
+from coe_server.http.answers.usage import UNSTATED, Usage
 from coe_server.http.apis import Api
-from coe_server.http.usage import UNSTATED, Usage
 from coe_server.routing.decision import RoutingDecision
 
 Pairs = tuple[tuple[str, str], ...]

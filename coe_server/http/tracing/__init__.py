@@ -1,0 +1,1 @@
+"""A request as a trace: the interface, and OpenTelemetry behind it."""
