@@ -137,7 +137,8 @@ class Conductor:
         if way is None:
             if not self.ready.is_set():
                 self.ready.set()
-                logger.info("ready: %s", ", ".join(f"{slot.name} {slot.residency}" for slot in self._slots.values()))
+                told = ", ".join(f"{slot.name} {slot.residency}" for slot in self._slots.values())
+                logger.info("ready: %s", told or "no experts of its own")
             way = self.upkeep.return_to_pin()
         if way is not None:
             self.begin(way)

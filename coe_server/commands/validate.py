@@ -80,6 +80,13 @@ def report(checked: Checked, console: Console) -> dict[str, Any]:
         nothing: dict[str, Any] = {"fits": False, "cards": [], "experts": [], "awake_together": [], "wait": None}
         return nothing | {"mistakes": checked.mistakes, "hints": []}
     capacity = Bytes(plan.rooms.cards, plan.rooms.host)
+    if not checked.experts:
+        console.print(
+            "Fits: a front without experts of its own. Waits depend on its nodes: run coe validate on theirs."
+        )
+        console.print(container_limit(ram_of_tiers(settings, capacity)))
+        _print_router(checked, settings, capacity, console)
+        return as_json(plan, None, [])
     console.print(headline(plan))
     told = list(hints(plan))
     if not plan.fits:

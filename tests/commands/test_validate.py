@@ -3,10 +3,12 @@
 from dataclasses import replace
 
 import pytest
+from typer.testing import CliRunner
 
 from coe_server.build.service import build_router
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes, Tier
+from coe_server.cli import app
 from coe_server.commands.config_warnings import dead_configuration
 from coe_server.commands.validate import container_limit, placement
 from coe_server.config.schema import ServerConfig
@@ -54,6 +56,16 @@ def test_how_many_fit_at_once_and_which_expert_is_where():
     first, *rest = placement(experts, Bytes(5 * GIB, 99 * GIB))
     assert first == "On the device at once: 1 (the largest) to 3 (the smallest) of 4 local experts."
     assert rest == ["In device memory when ready: b.", "In host memory when ready: a."]
+
+
+def test_a_front_without_experts_of_its_own_is_told_where_waits_come_from(tmp_path):
+    file = tmp_path / "front.yaml"
+    file.write_text("experts: []\nnodes: [{name: left, address: 'http://127.0.0.1:8081'}]\n")
+    told = CliRunner().invoke(app, ["validate", str(file)])
+    assert told.exit_code == 0
+    assert told.stdout.startswith("Fits: a front without experts of its own. Waits depend on its nodes")
+    assert "remote" not in told.stdout
+    assert "No request waits longer" not in told.stdout
 
 
 def test_a_container_must_allow_the_tiers_in_ram_and_the_server_itself():
