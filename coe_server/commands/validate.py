@@ -79,14 +79,17 @@ def report(checked: Checked, console: Console) -> dict[str, Any]:
     if plan is None or settings is None or checked.mistakes:
         nothing: dict[str, Any] = {"fits": False, "cards": [], "experts": [], "awake_together": [], "wait": None}
         return nothing | {"mistakes": checked.mistakes, "hints": []}
+    if checked.experts:
+        return _report_experts(checked, plan, settings, console)
     capacity = Bytes(plan.rooms.cards, plan.rooms.host)
-    if not checked.experts:
-        console.print(
-            "Fits: a front without experts of its own. Waits depend on its nodes: run coe validate on theirs."
-        )
-        console.print(container_limit(ram_of_tiers(settings, capacity)))
-        _print_router(checked, settings, capacity, console)
-        return as_json(plan, None, [])
+    console.print("Fits: a front without experts of its own. Its nodes decide about waits: see coe validate there.")
+    console.print(container_limit(ram_of_tiers(settings, capacity)))
+    _print_router(checked, settings, capacity, console)
+    return as_json(plan, None, [])
+
+
+def _report_experts(checked: Checked, plan: Plan, settings: ServerConfig, console: Console) -> dict[str, Any]:
+    capacity = Bytes(plan.rooms.cards, plan.rooms.host)
     console.print(headline(plan))
     told = list(hints(plan))
     if not plan.fits:

@@ -63,7 +63,7 @@ def test_a_front_without_experts_of_its_own_is_told_where_waits_come_from(tmp_pa
     file.write_text("experts: []\nnodes: [{name: left, address: 'http://127.0.0.1:8081'}]\n")
     told = CliRunner().invoke(app, ["validate", str(file)])
     assert told.exit_code == 0
-    assert told.stdout.startswith("Fits: a front without experts of its own. Waits depend on its nodes")
+    assert told.stdout.startswith("Fits: a front without experts of its own. Its nodes decide about waits")
     assert "remote" not in told.stdout
     assert "No request waits longer" not in told.stdout
 
