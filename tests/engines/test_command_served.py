@@ -165,7 +165,9 @@ def llama(tmp_path: Path) -> tuple[Path, Path]:
             sys.path.remove(folder)
 
 
-CAPITAL = "The capital of Germany is Berlin. The capital of Italy is Rome. The capital of France is"  # it is no chat model
+CAPITAL = (
+    "The capital of Germany is Berlin. The capital of Italy is Rome. The capital of France is"  # it is no chat model
+)
 
 
 def complete(reader: Reader, expert: str, text: str, **more: object) -> str:
