@@ -182,7 +182,7 @@ def _changed(
     if not server.answers():
         return f"No server answers at {server.url}; it counts from the next start: coe serve {visible(str(config))}"
     try:
-        server.tell("/admin/reload")
+        server.ask("/admin/reload", "POST", None)  # it may take long, and its end decides about the file
     except CoeError as error:
         _replace(file, before)
         raise ReloadRefused(f"{error}\n{config} is as it was") from error
@@ -190,8 +190,9 @@ def _changed(
 
 
 def _text_of(file: Path) -> str:
+    """With its line ends as they are."""
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_bytes().decode("utf-8")
     except FileNotFoundError as error:
         raise ConfigError(
             f"{file}: there is no such file; `coe init` writes a first one, --config names another"

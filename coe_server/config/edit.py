@@ -106,9 +106,11 @@ def _put_in(text: str, entry: Mapping[str, Any]) -> str | None:
     lines, (first, last) = text.splitlines(keepends=True), items[-1]
     dash = lines[first].index("-")
     at = max(number for number in range(first, last) if _is_content(lines[number])) + 1
+    end = "\r\n" if lines[0].endswith("\r\n") else "\n"
     if not lines[at - 1].endswith("\n"):
-        lines[at - 1] += "\n"
-    new = [f"{'  ' if number else '- '}{key}: {one_line(value)}\n" for number, (key, value) in enumerate(entry.items())]
+        lines[at - 1] += end
+    pairs = enumerate(entry.items())
+    new = [f"{'  ' if number else '- '}{key}: {one_line(value)}{end}" for number, (key, value) in pairs]
     return "".join((*lines[:at], *(" " * dash + line for line in new), *lines[at:]))
 
 
@@ -129,7 +131,7 @@ def _items(text: str) -> list[tuple[int, int]] | None:
     """The first line of each expert's entry, and the line after its last; None where entries share lines."""
     root = yaml.compose(text, Loader=yaml.SafeLoader)
     assert isinstance(root, yaml.MappingNode), "it was read before"
-    experts = next(value for key, value in root.value if key.value == "experts")
+    experts = next((value for key, value in root.value if key.value == "experts"), None)  # it may be merged in (<<)
     if not isinstance(experts, yaml.SequenceNode) or experts.flow_style:
         return None
     lines, starts = text.splitlines(), [item.start_mark.line for item in experts.value]

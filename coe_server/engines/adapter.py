@@ -14,6 +14,7 @@ from typing import Any
 
 from coe_server.engines.tensor_headers import tensor_headers
 from coe_server.errors import ConfigError
+from coe_server.system.visible import brief
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's --max-lora-rank (config/lora.py, MaxLoRARanks)
@@ -84,7 +85,7 @@ def read_adapter(name: str, folder: Path) -> Adapter:
         raise ConfigError(str(error)) from error
     rank = max(_told_rank(config), *(one.rank for one in layers))
     if rank > RANKS[-1]:
-        raise ConfigError(f"{folder}: its rank is {rank}; vLLM takes up to {RANKS[-1]}")
+        raise ConfigError(f"{folder}: its rank is {brief(str(rank))}; vLLM takes up to {RANKS[-1]}")
     return Adapter(name, folder, rank, weights.stat().st_size, layers, stamp_of(folder))
 
 
@@ -117,12 +118,12 @@ def misfit(adapter: Adapter, base: Mapping[str, tuple[int, ...]]) -> str | None:
         if shapes is None:
             if ".experts" in one.path:
                 continue
-            return f"changes layer '{one.path}', which the base does not have"
+            return f"changes layer '{brief(one.path)}', which the base does not have"
         whole = [shape for shape in shapes if len(shape) == 2]
         if whole and (one.outputs, one.inputs) not in whole:
             outputs, inputs = whole[0]
             return (
-                f"is for another base: its matrices for '{one.path}' are for {one.inputs} inputs and"
+                f"is for another base: its matrices for '{brief(one.path)}' are for {one.inputs} inputs and"
                 f" {one.outputs} outputs, the base has {inputs} and {outputs}"
             )
     return None
@@ -157,21 +158,21 @@ def _config(folder: Path) -> dict[str, Any]:
 def _faults(config: Mapping[str, Any]) -> Iterator[str]:
     """What vLLM does not take, by the adapter's own configuration."""
     if (kind := config.get("peft_type")) != "LORA":
-        yield f"peft_type is {kind!r}; only LORA is taken"
+        yield f"peft_type is {brief(repr(kind))}; only LORA is taken"
     for key, what in _NOT_TAKEN.items():
         if config.get(key):
             yield f"the adapter has {what}, which vLLM does not take"
     if config.get("bias", "none") != "none":
-        yield f"the adapter has biases (bias: {config['bias']}), which vLLM does not take"
+        yield f"the adapter has biases (bias: {brief(str(config['bias']))}), which vLLM does not take"
     init = config.get("init_lora_weights", True)
     if isinstance(init, str) and init.lower() not in _PLAIN_INITS:
-        yield f"init_lora_weights is {init!r}, which changes the base; convert it to a plain adapter with PEFT"
+        yield f"init_lora_weights is {brief(repr(init))}, which changes the base; convert it to a plain adapter with PEFT"
     yield from _unusable_numbers(config)
 
 
 def _unusable_numbers(config: Mapping[str, Any]) -> Iterator[str]:
     if not _is_count(config.get("r")):
-        yield f"r is {config.get('r')!r}; it must be a number from 1"
+        yield f"r is {brief(repr(config.get('r')))}; it must be a number from 1"
     if not isinstance(config.get("lora_alpha"), int | float) or "target_modules" not in config:
         yield "lora_alpha or target_modules is missing"
     if not all(_is_count(rank) for rank in _patterns(config).values()):
@@ -198,7 +199,7 @@ def _layers(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Matrices]:
         end = next((end for end in _KINDS if name.endswith(end)), None)
         if end is None:
             told = "DoRA's magnitudes" if "magnitude" in name else "no low-rank matrix"
-            raise ValueError(f"tensor '{name}' is {told}, which vLLM does not take")
+            raise ValueError(f"tensor '{brief(name)}' is {told}, which vLLM does not take")
         letter, embeds = _KINDS[end]
         path = name.removesuffix(end).removeprefix(_PREFIX)
         pairs.setdefault((path, embeds), {})[letter] = shape
@@ -207,7 +208,8 @@ def _layers(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Matrices]:
     for (path, embeds), pair in pairs.items():
         shape_a, shape_b = pair.get("A", ()), pair.get("B", ())
         if len(shape_a) != 2 or len(shape_b) != 2 or shape_a[0] != shape_b[1]:
-            raise ValueError(f"the matrices of layer '{path}' do not belong together: {shape_a} and {shape_b}")
+            shapes = brief(f"{shape_a} and {shape_b}")
+            raise ValueError(f"the matrices of layer '{brief(path)}' do not belong together: {shapes}")
         rank, inputs, outputs = shape_a[0], shape_a[1], shape_b[0]
         # An embedding's weight has a row for each token, so its outputs are its columns.
         yield Matrices(path, rank, outputs, inputs) if embeds else Matrices(path, rank, inputs, outputs)

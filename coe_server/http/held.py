@@ -17,7 +17,7 @@ from coe_server.http.answers.sse import before_error
 from coe_server.http.attempt import Attempt
 from coe_server.http.bodies.presets import Changes
 from coe_server.http.headers import certainty_header, content_type
-from coe_server.http.logprobs import TakenFromBody, TakenFromEvents, asking
+from coe_server.http.logprobs import MOST_FOUND, TakenFromBody, TakenFromEvents, asking
 from coe_server.http.routed_request import RoutedRequest
 from coe_server.routing.certainty import WHOLE
 from coe_server.routing.decision import RoutingDecision
@@ -144,7 +144,7 @@ class HeldAnswer:
         """False once enough is known, or if nothing will be."""
         if not self._is_stream:
             return not passed
-        if self._tokens != WHOLE and len(self._taken.found) >= self._tokens:
+        if len(self._taken.found) >= (MOST_FOUND if self._tokens == WHOLE else self._tokens):
             return False
         if not self._taken.found and any(judge_event(event).says is Says.WORD for event in events_in(passed)):
             return False  # words without log-probabilities: this engine tells none

@@ -7,8 +7,10 @@ also sends a chunk for a token of which nothing is told yet; such chunks are dro
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import islice
 
 from coe_server.http.answers.sse import EventCutter
 from coe_server.http.apis import Api
@@ -16,6 +18,7 @@ from coe_server.http.bodies.body import LONGEST_OPTION_BYTES, Body
 from coe_server.http.bodies.presets import Changes
 from coe_server.upstream.verdict import events_in
 
+MOST_FOUND = 2**16  # log-probabilities that are kept of one answer
 LONGEST_BODY_BYTES = 8 * 2**20  # about 60,000 tokens with their log-probabilities
 _WORD = "logprobs"
 _ASKED = {"chat": b"true", "completions": b"1"}  # other APIs have no log-probabilities, or not of every token
@@ -29,7 +32,8 @@ _READ = frozenset(  # with the others the tokens follow a grammar, or are not th
     ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs", "json_schema", "grammar")
 ) | frozenset(("regex", "ebnf", "echo", "use_beam_search", "prompt_logprobs", _WORD, _BESIDE, *_FREE))
 _OPENING = re.compile(r'(?<!\\)"logprobs"\s*:\s*(?=[\[{])')
-_SAYS_NOTHING = re.compile(r'"delta"\s*:\s*\{\s*\}.*"finish_reason"\s*:\s*null', re.DOTALL)
+_EMPTY_DELTA = re.compile(r'"delta"\s*:\s*\{\s*\}')
+_UNFINISHED = re.compile(r'"finish_reason"\s*:\s*null')
 _DECODER = json.JSONDecoder()
 
 
@@ -82,10 +86,10 @@ class TakenFromEvents:
         passed, found = without_logprobs(event)
         if not found:
             return event
-        self.found += found
+        self.found += found[: MOST_FOUND - len(self.found)]
         if self._kept:
             return event
-        return b"" if _SAYS_NOTHING.search(passed.decode(errors="replace")) else passed
+        return b"" if _says_nothing(passed) else passed
 
 
 class TakenFromBody:
@@ -114,6 +118,13 @@ class TakenFromBody:
         self._body.clear()
         passed, self.found = without_logprobs(body)
         return body if self._kept else passed
+
+
+def _says_nothing(event: bytes) -> bool:
+    """True for a chunk with an empty delta that is not the last one. Each search goes over the text once."""
+    text = event.decode(errors="replace")
+    delta = _EMPTY_DELTA.search(text)
+    return delta is not None and _UNFINISHED.search(text, delta.end()) is not None
 
 
 def without_logprobs(raw: bytes) -> tuple[bytes, list[float]]:
@@ -145,4 +156,17 @@ def _logprobs(value: object) -> list[float]:
         listed = (
             [one.get("logprob") for one in entries if isinstance(one, Mapping)] if isinstance(entries, list) else []
         )
-    return [float(one) for one in listed if isinstance(one, int | float) and not isinstance(one, bool)]
+    return list(islice(_numbers(listed), MOST_FOUND))
+
+
+def _numbers(listed: list[object]) -> Iterator[float]:
+    """Without NaN, which an engine's JSON may have; an integer beyond all floats is infinite."""
+    for one in listed:
+        if not isinstance(one, int | float) or isinstance(one, bool):
+            continue
+        try:
+            number = float(one)
+        except OverflowError:
+            number = math.inf if one > 0 else -math.inf
+        if not math.isnan(number):
+            yield number

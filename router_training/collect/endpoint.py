@@ -237,7 +237,7 @@ def _logprobs(found: Any) -> tuple[float, ...]:
     """The tokens' log-probabilities; none if one of them is missing or is no number up to 0."""
     try:
         values = tuple(float(token["logprob"]) for token in found["content"])
-    except (LookupError, TypeError, ValueError):
+    except (LookupError, TypeError, ValueError, OverflowError):
         return ()
     return values if all(value <= LARGEST_LOGPROB for value in values) else ()
 

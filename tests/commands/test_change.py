@@ -86,6 +86,15 @@ def test_what_validate_refuses_is_told_and_leaves_the_file_as_it_was(file, words
     assert os.listdir(file.parent) == ["serve.yaml"]
 
 
+def test_line_ends_of_another_system_stay_also_after_a_change(file):
+    windows = PLAIN.replace("\n", "\r\n").encode()
+    file.write_bytes(windows)
+    coe("add", "pretend", *SIMULATED, "--name", "c", "--config", file)
+    assert b"\n" not in file.read_bytes().replace(b"\r\n", b"")
+    coe("remove", "c", "--config", file)
+    assert file.read_bytes() == windows
+
+
 def test_a_missing_file_is_told_with_the_way_out(tmp_path):
     assert "`coe init` writes a first one" in coe("remove", "a", "--config", tmp_path / "none.yaml", code=2)
 

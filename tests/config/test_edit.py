@@ -96,6 +96,21 @@ def test_what_cannot_take_it_is_told(text, sentence):
         with_expert(text, {**ENTRY, "name": "b"})
 
 
+def test_lines_that_end_as_on_windows_stay_and_new_ones_end_so_too():
+    text = PRETTY.replace("\n", "\r\n")
+    grown = with_expert(text, ENTRY)
+    assert grown == with_expert(PRETTY, ENTRY).replace("\n", "\r\n")
+    assert without_expert(grown, "c") == text
+
+
+def test_a_list_that_is_merged_in_is_refused_with_a_sentence_or_edited():
+    text = "<<: {experts: [{name: a, engine: simulated}]}\nhttp: {port: 1}\n"
+    with suppress(ConfigError):
+        assert yaml.safe_load(with_expert(text, ENTRY)) == added(text, ENTRY)
+    with suppress(ConfigError):
+        assert yaml.safe_load(without_expert(text, "a"))["experts"] == []
+
+
 def test_an_unknown_name_is_told_with_the_known_ones():
     with pytest.raises(ConfigError, match="there is no expert 'z' in the file; there are a, b"):
         without_expert(PRETTY, "z")

@@ -84,6 +84,25 @@ def test_tensors_that_are_no_pair_of_matrices_are_refused(
     assert told in str(refused.value)
 
 
+def test_a_hostile_name_is_quoted_short_and_without_control_characters(tmp_path: Path) -> None:
+    name = "\x1b]0;x\x07\nERROR all is lost" + "A" * 100_000
+    for number, more in enumerate(({name: (2, 2)}, {f"{name}.lora_A.weight": (2, 8)})):
+        with pytest.raises(ConfigError) as refused:
+            read_adapter("sql", make_adapter(tmp_path / str(number), more=more))
+        assert str(refused.value).isprintable()
+        assert len(str(refused.value)) < 1000
+    for key in ("peft_type", "bias", "init_lora_weights", "r"):
+        with pytest.raises(ConfigError) as refused:
+            read_adapter("sql", make_adapter(tmp_path / key, **{key: name}))
+        assert str(refused.value).isprintable()
+        assert len(str(refused.value)) < 1000
+    found = read_adapter("sql", make_adapter(tmp_path / "fits", {name: (HIDDEN, WIDE)}))
+    told = misfit(found, TENSORS)
+    assert told is not None
+    assert told.isprintable()
+    assert len(told) < 1000
+
+
 def test_an_adapter_without_matrices_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has no matrices"):
         read_adapter("sql", make_adapter(tmp_path / "sql", {}))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -10,7 +13,15 @@ from hypothesis import strategies as st
 
 from coe_server.http.apis import APIS
 from coe_server.http.bodies.body import read_body
-from coe_server.http.logprobs import LONGEST_BODY_BYTES, TakenFromBody, TakenFromEvents, asking, without_logprobs
+from coe_server.http.logprobs import (
+    LONGEST_BODY_BYTES,
+    MOST_FOUND,
+    TakenFromBody,
+    TakenFromEvents,
+    asking,
+    without_logprobs,
+)
+from tests.patience import PATIENCE_SECONDS
 
 CHAT, COMPLETIONS, RESPONSES, MESSAGES = APIS[:4]
 HEAD = '{"id":"chatcmpl-1","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,'
@@ -98,6 +109,38 @@ def test_what_has_none_is_unchanged(raw: bytes) -> None:
 @given(st.binary(max_size=200))
 def test_any_bytes_that_do_not_mention_them_are_unchanged(raw: bytes) -> None:
     assert without_logprobs(raw) == (raw, [])
+
+
+@pytest.mark.parametrize(
+    ("told", "found"),
+    [
+        ('{"token_logprobs":[NaN,-1.5]}', [-1.5]),
+        ('{"token_logprobs":[Infinity,-Infinity,1e999]}', [math.inf, -math.inf, math.inf]),
+        ('{"token_logprobs":[-1%s,1%s]}' % ("0" * 400, "0" * 400), [-math.inf, math.inf]),
+        ('{"content":[{"logprob":NaN},{"logprob":"-1"},{"logprob":[]},{"logprob":true},{},7,{"logprob":-2}]}', [-2.0]),
+    ],
+)
+def test_hostile_numbers_are_clamped_or_left_out(told: str, found: list[float]) -> None:
+    assert without_logprobs(f'{{"logprobs":{told}}}'.encode()) == (b'{"logprobs":null}', found)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_an_answer_without_end_is_not_remembered_without_end(kept: bool) -> None:
+    events, taken = TakenFromEvents(kept), (",-1" * 1000)[1:]
+    for _ in range(MOST_FOUND // 1000 + 2):
+        events.hear(f'data: {{"delta":{{}},"logprobs":{{"token_logprobs":[{taken}]}},"finish_reason":null}}\n\n'.encode())
+    assert len(events.found) == MOST_FOUND
+    assert len(without_logprobs(f'{{"logprobs":{{"token_logprobs":[{",".join([taken] * 70)}]}}}}'.encode())[1]) == MOST_FOUND
+
+
+def test_a_chunk_is_searched_once_whatever_it_repeats() -> None:
+    hear = """
+        from coe_server.http.logprobs import TakenFromEvents
+        event = b'data: {"logprobs":{"token_logprobs":[-1]},' + b'"delta":{},' * 90_000 + b'"finish_reason":"x"}\\n\\n'
+        assert TakenFromEvents(kept=False).hear(event).endswith(b'"delta":{},"finish_reason":"x"}\\n\\n')
+    """
+    program = "\n".join(line.strip() for line in hear.splitlines())
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=PATIENCE_SECONDS)
 
 
 def test_a_very_long_body_is_passed_on_as_it_is() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from itertools import pairwise
 
 from hypothesis import given
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 
 from coe_server.http.answers.own_name import Named
 from tests.examples import examples
+from tests.patience import PATIENCE_SECONDS
 
 
 def named(text: bytes, *cuts: int) -> bytes:
@@ -67,3 +70,22 @@ def test_any_answer_in_any_pieces_differs_in_its_model_alone(answer: dict[str, o
             place["model"] = "thinker"
     assert json.loads(named(whole, *cuts)) == expected
     assert named(whole, *range(len(whole))) == named(whole)
+
+
+def test_a_long_string_is_read_once_however_many_quotes_it_has() -> None:
+    program = """
+from coe_server.http.own_name import Named
+for inside in (rb'\\"', rb'\\"key\\": ', rb'\\\\'):
+    reader, piece = Named("m"), b'{"model":"q","text":"' + inside * 200_000
+    assert reader.hear(piece) + reader.rest == piece.replace(b'"q"', b'"m"')
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=PATIENCE_SECONDS)
+
+
+def test_objects_that_are_opened_without_end_are_counted_not_kept() -> None:
+    reader = Named("thinker")
+    before = sys.getsizeof(vars(reader))
+    for _ in range(100):
+        reader.hear(b'{"a":[' * 10_000)
+    assert sum(map(sys.getsizeof, vars(reader).values())) + before < 2000
+    assert reader.hear(b"]}" * 1_000_000 + b'{"model":"q"}').endswith(b'{"model":"thinker"}')

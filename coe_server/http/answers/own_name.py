@@ -12,8 +12,9 @@ from collections.abc import AsyncIterator
 from coe_server.engines.engine import EngineResponse
 from coe_server.http.headers import content_type
 
-_TOKEN = re.compile(rb'("(?:[^"\\]|\\.)*+")(\s*:)?|[{}\[\]]', re.DOTALL)
-_END_OF_STRING = re.compile(rb'(?:[^"\\]|\\.)*+"', re.DOTALL)
+# A string is a token also where its end is missing: otherwise each escaped quote in it would be tried as a beginning.
+_TOKEN = re.compile(rb'("(?:[^"\\]++|\\.)*+("?))(\s*:)?|[{}\[\]]', re.DOTALL)
+_END_OF_STRING = re.compile(rb'(?:[^"\\]++|\\.)*+"', re.DOTALL)
 _CONTAINERS = (b'"response"', b'"message"')  # whose `model` is the answer's: events of responses and of messages
 _HELD_BYTES = 256  # of a string whose end is not there yet; a longer one is no name of a member
 _LENGTH = "content-length"
@@ -58,7 +59,8 @@ class Named:
     def __init__(self, name: str) -> None:
         self.rest = b""  # of what came, held until more of it is there
         self._name = json.dumps(name).encode()
-        self._containers: list[bytes] = []  # the key of each open object or list
+        self._depth = 0  # open objects and lists
+        self._inner = b""  # the key of the one at depth 2
         self._key = b""  # whose value comes next
         self._in_long_string = False
 
@@ -73,7 +75,9 @@ class Named:
             at = end.end()
             sent += piece[:at]
         for token in _TOKEN.finditer(piece, at):
-            string, colon = token.groups()
+            string, end_quote, colon = token.groups()
+            if string is not None and not end_quote:
+                break
             if string is not None and colon is None and token.end() == len(piece) and len(string) <= _HELD_BYTES:
                 break  # a colon may follow
             sent += piece[at : token.start()]
@@ -93,10 +97,7 @@ class Named:
 
     def _token(self, token: bytes, string: bytes | None, colon: bytes | None) -> bytes:
         if string is None:
-            if token in b"{[":
-                self._containers.append(self._key)
-            elif self._containers:
-                self._containers.pop()
+            self._turn(1 if token in b"{[" else -1)
             self._key = b""
         elif colon is not None:
             self._key = string
@@ -105,10 +106,15 @@ class Named:
             return self._name if is_model else token
         return token
 
+    def _turn(self, levels: int) -> None:
+        """Go into an object or list, or out of it. Only a few are known: an answer may open them without end."""
+        self._depth = max(0, self._depth + levels)
+        if self._depth == 2 and levels > 0:
+            self._inner = self._key
+
     @property
     def _is_outermost(self) -> bool:
-        depth = len(self._containers)
-        return depth == 1 or (depth == 2 and self._containers[1] in _CONTAINERS)
+        return self._depth == 1 or (self._depth == 2 and self._inner in _CONTAINERS)
 
 
 def _backslashes(piece: bytes) -> int:

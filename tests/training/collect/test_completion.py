@@ -33,6 +33,13 @@ def test_tokens_that_are_not_counted_are_unknown_not_zero(usage: object) -> None
     assert read_completion(body("yes", usage=usage)) == Completion("yes", None, "stop")
 
 
+@pytest.mark.parametrize("value", ["NaN", "1", "1" + "0" * 400, "-1" + "0" * 400, '"x"', "null", "{}", "[]"])
+def test_what_is_no_log_probability_is_as_if_none_were_told(value: str) -> None:
+    content = f'[{{"logprob":-1.5}},{{"logprob":{value}}}]'
+    raw = body("yes").replace(b'"finish_reason"', f'"logprobs":{{"content":{content}}},"finish_reason"'.encode())
+    assert read_completion(raw) == Completion("yes", None, "stop")
+
+
 def test_an_answer_without_content_is_empty() -> None:
     assert read_completion(body(None)) == Completion("", None, "stop")
 
