@@ -10,7 +10,7 @@ import logging
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from coe_server.cluster.choice import OverNodes, admits, choose, engine_of
 from coe_server.cluster.directory import KnownNode, NodeAddress, NodeDirectory
@@ -19,7 +19,7 @@ from coe_server.cluster.link import STEP_SECONDS, Access, NodeLink, ask
 from coe_server.cluster.sent import Sent
 from coe_server.cluster.snapshot import MOST_EXPERTS, ExpertOnNode, NodeSnapshot, TierOnNode
 from coe_server.engines.engine import Tries
-from coe_server.errors import RequestError, UnknownModel
+from coe_server.errors import EngineError, RequestError, UnknownModel
 
 logger = logging.getLogger(__name__)
 
@@ -282,10 +282,17 @@ class Nodes:
         await ask(link, f"/node/experts/{expert}/{action}", _MOVE_SECONDS)
         return link.name
 
-    async def log(self, expert: str, lines: int, node: str | None) -> bytes:
-        """The end of an expert's log as its node tells it, in JSON."""
+    async def log(self, expert: str, lines: int, node: str | None) -> dict[str, Any]:
+        """The end of an expert's log as its node tells it. Raises EngineError if that is no JSON object."""
         link = self._link_with(expert, node)
-        return await ask(link, f"/node/experts/{expert}/log?lines={lines}", _LOG_SECONDS, "GET")
+        told = await ask(link, f"/node/experts/{expert}/log?lines={lines}", _LOG_SECONDS, "GET")
+        try:
+            found = json_value(told)
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise EngineError(f"node '{link.name}' gave no log")
+        return found
 
     def _link_with(self, expert: str, node: str | None) -> NodeLink:
         """The node of that name, or the best one that has the expert. Raises UnknownModel or RequestError."""

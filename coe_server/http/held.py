@@ -77,6 +77,7 @@ class Judging:
     def _judged(self, attempt: Attempt, logprobs: Sequence[float], held_seconds: float) -> None:
         request, due = self._request, self._request.due
         certainty = self._judge.certainty(logprobs)
+        request.serving.tell_logprobs.add(attempt.expert)
         attempt.log.judged(certainty, held_seconds)
         left_seconds = math.inf if due is None else due - asyncio.get_running_loop().time()
         there, cache = request.service.availability(), request.service.cache

@@ -84,7 +84,7 @@ class TakenFromEvents:
 
     def _passed(self, event: bytes) -> bytes:
         passed, found = without_logprobs(event)
-        if not found:
+        if passed is event:
             return event
         self.found += found[: MOST_FOUND - len(self.found)]
         if self._kept:

@@ -249,7 +249,7 @@ class RoutedResponse(Response):
                     lease.answered()
                     request.service.sessions.remember(request.session, self._decision)
                     self._is_answered = True
-                    if refused:
+                    if refused and attempt.expert not in request.serving.tell_logprobs:
                         request.serving.tell_no_logprobs.add(attempt.expert)
         except TimeoutError as error:
             if not longest.expired():

@@ -109,6 +109,9 @@ class Serving:
     split: Sequence[tuple[Decides, float]] = ()  # routers that serve a share of the conversations
     compare: Comparing | None = None
     routes_file: Path | None = None  # of a router that is made from routes
+    tell_logprobs: set[str] = field(
+        default_factory=set
+    )  # experts whose engines did: a later refusal is a request's own
     tell_no_logprobs: set[str] = field(default_factory=set)  # experts whose engines refused to
 
     def router_for(self, session: bytes | None, objective: str | None) -> Decides:

@@ -82,4 +82,8 @@ class FirstTokens:
 
 
 def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float | Decimal) and not isinstance(value, bool) else None
+    """None also for an integer beyond all floats."""
+    try:
+        return float(value) if isinstance(value, int | float | Decimal) and not isinstance(value, bool) else None
+    except (OverflowError, ValueError):  # the latter for a signalling NaN
+        return None

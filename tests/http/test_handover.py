@@ -274,6 +274,32 @@ def test_a_request_that_is_refused_for_its_own_fault_is_told_so_and_nothing_is_r
         assert headers["x-coe-reason"] == "handed_over"
 
 
+def test_one_request_that_cannot_have_them_turns_nothing_off_for_others(router):
+    plain = Says(200, token("mot", SURE), DONE, headers=EVENTS)
+    with running_server(experts(linguist=[unsure(), REFUSES, plain, unsure()]), router=router) as server:
+        told = [ask(server, WORDS, stream=True)[1] for _ in range(3)]
+    assert [one["x-coe-reason"] for one in told] == ["handed_over", "mapped", "handed_over"]
+    assert "x-coe-certainty" not in told[1]
+
+
+@pytest.mark.parametrize("number", ["NaN", "-" + "9" * 400, "Infinity", "-Infinity", '"-1"', "null"])
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_engine_that_tells_anything_at_all_has_its_answer_passed_on_or_handed_over(router, number, stream):
+    choice = '{"index":0,"%s":{"content":"bon"},"logprobs":{"content":[{"logprob":%s}]},"finish_reason":%s}'
+    if stream:
+        one = f'data: {{"choices":[{choice % ("delta", number, "null")}]}}\n\n'.encode()
+        says = Says(200, one * 5, DONE, headers=EVENTS)
+    else:
+        says = Says(200, f'{{"choices":[{choice % ("message", number, chr(34) + "stop" + chr(34))}]}}'.encode())
+    with running_server(experts(linguist=[says]), router=router) as server:
+        status, headers, raw = ask(server, WORDS, stream=stream)
+        assert (status, headers["x-coe-expert"]) in ((200, "linguist"), (200, "big"))
+        assert b"NaN" not in raw
+        assert headers.get("x-coe-certainty", "0.0000").replace(".", "").isdecimal()
+        until(lambda: not any(leases(server).values()))
+        assert decisions(server, 1)
+
+
 def test_words_without_log_probabilities_are_passed_on_unjudged(router):
     word = b'data: {"choices":[{"index":0,"delta":{"content":"bon"}}]}\n\n'
     with running_server(experts(linguist=[Says(200, word, DONE, headers=EVENTS)]), router=router) as server:

@@ -68,6 +68,12 @@ def test_a_chunk_that_is_only_sent_to_tell_log_probabilities_is_dropped() -> Non
     assert taken.found == [-0.1, -0.2]
 
 
+def test_a_chunk_that_tells_of_no_token_has_null_too() -> None:
+    taken = TakenFromEvents(kept=False)
+    assert taken.hear((chunk("a", told_of()) + END).encode()) == (chunk("a", "null") + END).encode()
+    assert taken.found == []
+
+
 def test_a_caller_that_asks_for_them_gets_the_bytes_as_they_are() -> None:
     for taken in (TakenFromEvents(kept=True), TakenFromBody(kept=True)):
         passed = taken.hear(WITH.encode()) + taken.end()
@@ -128,9 +134,14 @@ def test_hostile_numbers_are_clamped_or_left_out(told: str, found: list[float]) 
 def test_an_answer_without_end_is_not_remembered_without_end(kept: bool) -> None:
     events, taken = TakenFromEvents(kept), (",-1" * 1000)[1:]
     for _ in range(MOST_FOUND // 1000 + 2):
-        events.hear(f'data: {{"delta":{{}},"logprobs":{{"token_logprobs":[{taken}]}},"finish_reason":null}}\n\n'.encode())
+        events.hear(
+            f'data: {{"delta":{{}},"logprobs":{{"token_logprobs":[{taken}]}},"finish_reason":null}}\n\n'.encode()
+        )
     assert len(events.found) == MOST_FOUND
-    assert len(without_logprobs(f'{{"logprobs":{{"token_logprobs":[{",".join([taken] * 70)}]}}}}'.encode())[1]) == MOST_FOUND
+    assert (
+        len(without_logprobs(f'{{"logprobs":{{"token_logprobs":[{",".join([taken] * 70)}]}}}}'.encode())[1])
+        == MOST_FOUND
+    )
 
 
 def test_a_chunk_is_searched_once_whatever_it_repeats() -> None:

@@ -105,8 +105,7 @@ def _build_engines(service: Service) -> APIRouter:
         """The last `lines` lines of the log of an expert's engine, of at most 64 KiB. Keys and prompts are left out
         where they can be told."""
         if service.nodes is not None and service.is_on_nodes(name):
-            told: dict[str, Any] = json.loads(await service.nodes.log(name, lines, node))
-            return told
+            return await service.nodes.log(name, lines, node)
         _refuse_node(name, node)
         return await log_of(service, name, lines)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from coe_server.errors import DatasetError
 from coe_server.routing.certainty import WHOLE
 from router_training.collect.endpoint import read_completion
 from router_training.data.dataset import read_dataset
-from router_training.data.first_tokens import COLUMN_OF, COLUMNS, COUNT, LEAST, summary
+from router_training.data.first_tokens import COLUMN_OF, COLUMNS, COUNT, LEAST, FirstTokens, summary
 from tests.training.recorded import write_jsonl
 from tests.training.stand_in_endpoint import Body, Says, endpoint
 from tests.training.test_collect import config, echo, files, run, written
@@ -117,3 +118,11 @@ def test_a_log_probability_that_is_no_number_up_to_0_is_refused_with_its_row(tmp
     outcome = {"prompt_id": "p0", "expert": "a", "score": 1.0, "logprob_mean": value}
     with pytest.raises(DatasetError, match="row 1: logprob_mean must be a number up to 0, not"):
         read_dataset(where.prompts, [write_jsonl(tmp_path / "o.jsonl", [outcome])], ["a"])
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), Decimal("sNaN")])
+def test_a_number_beyond_all_floats_is_no_log_probability(value: object) -> None:
+    said = FirstTokens.empty(1, 1)
+    assert said.note(0, 0, {COLUMN_OF[WHOLE]: value}) == COLUMN_OF[WHOLE]
+    assert said.note(0, 0, {COUNT: value}) is None
+    assert math.isnan(said.tokens[0, 0])
