@@ -85,12 +85,19 @@ class ServedExperts:
         service, models = self._service, wanted.engine_models
         if not any(news.as_json().values()):
             return
+        come_back = {name for name in news.added if name in service.cache.slots}  # before they were gone
         service.cache.take_over(turnover)
+        for name in news.added:
+            service.presets.pop(name, None)  # of a preset that had the name before
         for name in [one for one in service.leaving if one not in service.cache.slots]:
             self._forget(name)  # a preset that an earlier reload removed
         service.leaving.difference_update(models)
         service.leaving.update(name for name in news.removed if name in service.engine_models)
-        restarts = {*news.restarted, *(name for name, base in wanted.bases.items() if base in news.restarted)}
+        restarts = {
+            *news.restarted,
+            *come_back,
+            *(name for name, base in wanted.bases.items() if base in news.restarted),
+        }
         later = {name for name in restarts if name in service.engine_models}
         self._models.update((name, models[name]) for name in later)
         now = {name: service.engine_models[name] if name in later else model for name, model in models.items()}

@@ -54,12 +54,14 @@ class Turnover:
 
 
 def why_not(turnover: Turnover, slots: Mapping[str, Slot], capacity: Bytes) -> str | None:
-    """Why a turnover is refused, in a sentence; None if it fits at its end and on the way.
+    """Why a turnover is refused, in a sentence; None if its names are free, and it fits at its end and on the way.
 
     At the end every expert must fit beside the pinned ones. On the way so must those that go or change while requests
     wait for them, beside the pins of the end: their old engines answer those requests. An expert that did not fit
     before, since a card was lost, refuses nothing.
     """
+    if (taken := _taken(turnover.bases, slots)) is not None:
+        return taken
     new = {one.name for one in (*turnover.added, *turnover.changed)}
     if not new and all(terms.pin is None for terms in turnover.adjusted.values()):
         return None
@@ -75,6 +77,16 @@ def why_not(turnover: Turnover, slots: Mapping[str, Slot], capacity: Bytes) -> s
         meanwhile = end | {name: pinned(name, slot.engine.footprint, Tier.DISK, slot.expert.seats)}
         if (found := left_out(meanwhile.values(), capacity).get(name)) is not None:
             return f"experts.{name}: requests wait for it as it is, and {found}; reload again once they are answered"
+    return None
+
+
+def _taken(bases: Mapping[str, str], slots: Mapping[str, Slot]) -> str | None:
+    """Why a name that is to share an engine still belongs to another one; None if none does."""
+    for name in bases:
+        if (slot := slots.get(name)) is not None:
+            if slot.expert.on_nodes:
+                return f"experts.{name}: a node has an expert of this name; give another one"
+            return f"experts.{name}: its engine still answers what was asked of it; reload again once it is gone"
     return None
 
 

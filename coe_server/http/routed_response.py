@@ -237,7 +237,7 @@ class RoutedResponse(Response):
         longest = asyncio.timeout(self._cache.limits.max_generation_seconds)
         try:
             asked = judging.members if judging is not None else NOTHING_ASKED
-            sent = request.engine_request(attempt.expert, self._log.trace, self._tries, asked)
+            sent = request.engine_request(attempt.expert, lease.expert, self._log.trace, self._tries, asked)
             async with longest, lease.engine.send(sent) as answer:
                 may_retry = may_retry and request.repeatable
                 attempt = self._at_its_node(attempt, answer)

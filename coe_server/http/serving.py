@@ -174,6 +174,11 @@ class Service:
         """The name of its model at its engine."""
         return self.engine_models.get(expert, expert)
 
+    def model_at(self, expert: str, leased: str) -> str:
+        """The name of its model at the engine of `leased`: a reload may have given a preset another base meanwhile."""
+        is_moved = expert in self.presets and self.cache.slots.bases.get(expert) != leased
+        return self.model_of(leased if is_moved else expert)
+
     def reach(self, key: Key | None) -> Reach:
         """The experts and objectives that this key may name."""
         serving = self.serving

@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import yaml
@@ -15,7 +17,7 @@ from coe_server.routing.router import Router
 from tests.cluster.servers import expert, running
 from tests.http.server import running_server
 from tests.http.test_api import Breaking, DiesAtOnce
-from tests.patience import until
+from tests.patience import PATIENCE_SECONDS, until
 from tests.routing.small_artifact import SIZES, TEXTS, held_out, small_artifact
 
 # FastAPI silences it with a filter that is not per thread, and here several servers start in threads.
@@ -65,6 +67,39 @@ def served(folder, experts, **settings):
     found = Served(folder / "serve.yaml", there | settings)
     with running(lambda: load_config(found.file)) as found.server:
         yield found
+
+
+class Kept:
+    """A server of chat completions: the models it was asked for, and answers that wait for an event."""
+
+    def __enter__(self):
+        self.models, self.goes_on = [], threading.Event()
+        kept = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                kept.models.append(json.loads(self.rfile.read(int(self.headers["content-length"])))["model"])
+                assert kept.goes_on.wait(PATIENCE_SECONDS)
+                choice = {"index": 0, "message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}
+                answer = json.dumps({"model": kept.models[-1], "choices": [choice]}).encode()
+                self.send_response(200)
+                self.send_header("content-type", "application/json")
+                self.send_header("content-length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer)
+
+            def log_message(self, *words):
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.port = self._server.server_port
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self.goes_on.set()
+        self._server.shutdown()
+        self._server.server_close()
 
 
 def refusal(answer):
@@ -220,3 +255,70 @@ def test_a_reload_that_would_leave_a_name_without_an_expert_is_refused(tmp_path,
             authorization="Bearer mine",
         )
         assert answer[0] == 200
+
+
+def test_a_preset_that_becomes_an_expert_of_its_own_changes_no_body_any_more(tmp_path):
+    cut = {"name": "terse", "engine": "preset", "of": "a", "force": {"max_tokens": 2}}
+    with served(tmp_path, [expert("a"), cut]) as found:
+        short = json.loads(found.say("word " * 20, model="terse")[2])["usage"]["completion_tokens"]
+        assert short == 2
+        found.reload(experts=[expert("a")])
+        found.reload(experts=[expert("a"), expert("terse")])
+        assert json.loads(found.say("word " * 20, model="terse")[2])["usage"]["completion_tokens"] > 2
+
+
+def test_a_name_is_not_given_to_a_preset_while_its_engine_still_answers(tmp_path):
+    other = {**PRESET, "name": "b"}
+    with served(tmp_path, [expert("a"), expert("b", **SLOW)]) as found, ThreadPoolExecutor() as pool:
+        whole = pool.submit(found.say, "word " * 20, model="b", stream=True)
+        until(lambda: found.rows["b"]["leases"] == 1)
+        found.reload(experts=[expert("a")])
+        refused = found.reload(409, experts=[expert("a"), other])
+        assert "experts.b: its engine still answers what was asked of it; reload again once it is gone" in refused
+        assert whole.result()[2].endswith(b"data: [DONE]\n\n")
+        until(lambda: list(found.rows) == ["a"])
+        assert found.reload(experts=[expert("a"), other])["added"] == ["b"]
+        assert found.say(model="b")[0] == 200
+
+
+def test_a_request_that_waits_while_its_preset_gets_another_base_asks_the_engine_it_waited_for(tmp_path):
+    def remote(name, there):
+        return {
+            "name": name,
+            "engine": "remote",
+            "base_url": f"http://127.0.0.1:{there.port}/v1",
+            "model": f"{name}-model",
+        }
+
+    with Kept() as one, Kept() as other, ThreadPoolExecutor() as pool:
+        team = [{**remote("a", one), "max_concurrency": 1}, remote("b", other)]
+        with served(tmp_path, [*team, PRESET]) as found:
+            first = pool.submit(found.say, model="a")
+            until(lambda: one.models == ["a-model"])
+            waits = pool.submit(found.say, model="thinker")
+            until(lambda: found.rows["a"]["queued"] == 1)
+            found.reload(experts=[*team, {**PRESET, "of": "b"}])
+            one.goes_on.set()
+            assert [asked.result()[0] for asked in (first, waits)] == [200, 200]
+            assert one.models == ["a-model", "a-model"]
+            other.goes_on.set()
+            assert found.say(model="thinker")[0] == 200
+            assert other.models == ["b-model"]
+
+
+def test_an_expert_that_comes_back_before_it_was_gone_is_asked_for_the_model_that_it_has(tmp_path):
+    with Kept() as one, ThreadPoolExecutor() as pool:
+        base = {"engine": "remote", "base_url": f"http://127.0.0.1:{one.port}/v1"}
+        old, new = ({"name": "a", **base, "model": model, "max_concurrency": 1} for model in ("old", "new"))
+        with served(tmp_path, [old, expert("b")]) as found:
+            asked = [pool.submit(found.say, model="a")]
+            until(lambda: one.models == ["old"])
+            asked.append(pool.submit(found.say, model="a"))
+            until(lambda: found.rows["a"]["queued"] == 1)
+            found.reload(experts=[expert("b")])
+            found.reload(experts=[new, expert("b")])
+            one.goes_on.set()
+            assert [each.result()[0] for each in asked] == [200, 200]
+            assert one.models == ["old", "old"]
+            assert found.say(model="a")[0] == 200
+            assert one.models[-1] == "new"
