@@ -20,6 +20,7 @@ from coe_server.cluster.sent import Sent
 from coe_server.cluster.snapshot import MOST_EXPERTS, ExpertOnNode, NodeSnapshot, TierOnNode
 from coe_server.engines.engine import Tries
 from coe_server.errors import EngineError, RequestError, UnknownModel
+from coe_server.upstream.complaint import json_value
 
 logger = logging.getLogger(__name__)
 

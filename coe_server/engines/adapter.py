@@ -166,7 +166,8 @@ def _faults(config: Mapping[str, Any]) -> Iterator[str]:
         yield f"the adapter has biases (bias: {brief(str(config['bias']))}), which vLLM does not take"
     init = config.get("init_lora_weights", True)
     if isinstance(init, str) and init.lower() not in _PLAIN_INITS:
-        yield f"init_lora_weights is {brief(repr(init))}, which changes the base; convert it to a plain adapter with PEFT"
+        told = brief(repr(init))
+        yield f"init_lora_weights is {told}, which changes the base; convert it to a plain adapter with PEFT"
     yield from _unusable_numbers(config)
 
 

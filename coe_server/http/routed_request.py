@@ -103,9 +103,9 @@ class RoutedRequest:
     def engine_request(
         self, expert: str, leased: str, trace: Trace, tries: Tries, asked: Changes = NOTHING_ASKED
     ) -> EngineRequest:
-        """The request to this expert, at the engine of `leased`: the body unchanged except for the engine's model name, without `coe`, and with
-        what a preset changes and what is `asked` beside. A node also gets what this server knows of the caller, and the
-        time that is left."""
+        """The request to this expert, at the engine of `leased`: the body unchanged except for the engine's model name,
+        without `coe`, and with what a preset changes and what is `asked` beside. A node also gets what this server
+        knows of the caller, and the time that is left."""
         model = self.service.model_at(expert, leased)
         passed_on = (*self.passed_on.items(), *(self._to_a_node() if self.service.is_on_nodes(expert) else ()))
         if (upload := self.parsed.upload) is not None:

@@ -120,14 +120,21 @@ def running(read, port=0):
 
 
 @contextmanager
-def recording_node():
-    """A node that is none: it tells of the expert `coder` and answers. Its URL, and the headers of each request."""
+def recording_node(log=b""):
+    """A node that is none: it tells of the expert `coder`, answers, and gives `log`. Its URL, and the headers of each
+    request."""
     seen, has_ended = [], threading.Event()
 
     class Node(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self):
+            if "/log" in self.path:
+                self.send_response(200)
+                self.send_header("content-length", str(len(log)))
+                self.end_headers()
+                self.wfile.write(log)
+                return
             snapshot = NodeSnapshot("left", PROTOCOL, 0, {"coder": ExpertOnNode("coder", "device")})
             self.send_response(200)
             self.end_headers()

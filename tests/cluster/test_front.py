@@ -120,6 +120,14 @@ def test_an_engine_is_restarted_and_its_log_read_on_the_named_node(two):
     assert front.ask("POST", "/admin/experts/coder/unload?node=right")[0] == 200
 
 
+@pytest.mark.parametrize("log", [b"", b"[1]", b"\xff", b'"lines"', b"[" * 100_000, b'{"lines": ' + b"9" * 5000])
+def test_a_node_that_tells_anything_as_a_log_is_told_of_in_a_sentence(log):
+    with recording_node(log) as (url, _), in_thread(front_settings({"left": url})) as front:
+        front.until_usable("left")
+        status, _, body = front.ask("GET", "/admin/experts/coder/log")
+        assert (status, json.loads(body)["error"]["message"]) == (502, "node 'left' gave no log")
+
+
 def _place(front, name, node):
     row = next(row for row in front.json("/admin/experts") if row["name"] == name)
     return next(place for place in row["nodes"] if place["name"] == node)

@@ -122,7 +122,7 @@ def test_any_bytes_that_do_not_mention_them_are_unchanged(raw: bytes) -> None:
     [
         ('{"token_logprobs":[NaN,-1.5]}', [-1.5]),
         ('{"token_logprobs":[Infinity,-Infinity,1e999]}', [math.inf, -math.inf, math.inf]),
-        ('{"token_logprobs":[-1%s,1%s]}' % ("0" * 400, "0" * 400), [-math.inf, math.inf]),
+        (f'{{"token_logprobs":[-1{"0" * 400},1{"0" * 400}]}}', [-math.inf, math.inf]),
         ('{"content":[{"logprob":NaN},{"logprob":"-1"},{"logprob":[]},{"logprob":true},{},7,{"logprob":-2}]}', [-2.0]),
     ],
 )

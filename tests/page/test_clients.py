@@ -1,8 +1,12 @@
 """What the page offers to copy into clients: the document's texts, with this server's address and names."""
 
+import ast
 import re
+import shlex
+import tomllib
 
 import pytest
+import yaml
 
 from tests.http.server import running_server
 from tests.page.conftest import engine
@@ -29,6 +33,25 @@ def test_every_client_has_the_documents_text_with_this_address_and_the_chosen_mo
             page.select_option("#client-model", model)
             here = text.replace("http://127.0.0.1:8080", f"http://127.0.0.1:{served.port}")
             assert page.inner_text("#client-text") == re.sub(r"\bauto\b", model, here)
+
+
+def test_a_name_is_only_a_name_in_whatever_reads_the_text(visit):
+    """An objective's name comes from a router's file, which others may have made."""
+    page = visit().page
+    hostile = "auto:x'$(touch /tmp/no)\"; #: [\\n`"
+    written = "async (model) => { const { CLIENTS } = await import('/page/clients.js');"
+    written += (
+        " return Object.fromEntries(Object.entries(CLIENTS).map(([name, { text }]) => [name, text('A', model)])) }"
+    )
+    texts = page.evaluate(written, hostile)
+    told = shlex.split(texts["Claude Code"], comments=True)
+    assert [one.partition("=")[2] for one in told if "MODEL" in one] == [hostile, hostile]
+    for name, key in (("Continue", "name"), ("Continue", "model")):
+        assert yaml.safe_load(texts[name])["models"][0][key] == hostile
+    assert tomllib.loads(texts["Codex"])["model"] == hostile
+    for name in ("openai (Python)", "anthropic (Python)"):
+        said = [one.value for one in ast.walk(ast.parse(texts[name])) if isinstance(one, ast.Constant)]
+        assert hostile in said
 
 
 def test_a_text_is_copied(visit):

@@ -2,13 +2,18 @@
 
 import { byId, element } from "./dom.js";
 
+// A model's name may come from a router's file: quoted, where a program could read more in it than a name.
+const isPlain = (model) => /^[\w.:/-]+$/.test(model);
+const inShell = (model) => (isPlain(model) ? model : `'${model.replaceAll("'", "'\\''")}'`);
+const inYaml = (model) => (isPlain(model) ? model : JSON.stringify(model));
+
 export const CLIENTS = {
   "openai (Python)": {
     goes: "Python, pip install openai",
     text: (address, model) => `from openai import OpenAI
 
 client = OpenAI(base_url="${address}/v1", api_key="YOUR_KEY")
-answer = client.chat.completions.create(model="${model}", messages=[{"role": "user", "content": "Hello"}])
+answer = client.chat.completions.create(model=${JSON.stringify(model)}, messages=[{"role": "user", "content": "Hello"}])
 print(answer.choices[0].message.content)`,
   },
   "anthropic (Python)": {
@@ -16,7 +21,7 @@ print(answer.choices[0].message.content)`,
     text: (address, model) => `from anthropic import Anthropic
 
 client = Anthropic(base_url="${address}", api_key="YOUR_KEY")
-message = client.messages.create(model="${model}", max_tokens=512, messages=[{"role": "user", "content": "Hello"}])
+message = client.messages.create(model=${JSON.stringify(model)}, max_tokens=512, messages=[{"role": "user", "content": "Hello"}])
 print(message.content[0].text)`,
   },
   "Open WebUI": {
@@ -30,9 +35,9 @@ OPENAI_API_KEY=YOUR_KEY`,
 version: 1.0.0
 schema: v1
 models:
-  - name: ${model}
+  - name: ${inYaml(model)}
     provider: openai
-    model: ${model}
+    model: ${inYaml(model)}
     apiBase: ${address}/v1
     apiKey: YOUR_KEY
     roles: [chat, edit, apply]`,
@@ -41,12 +46,12 @@ models:
     goes: "environment of claude",
     text: (address, model) => `export ANTHROPIC_BASE_URL=${address}
 export ANTHROPIC_AUTH_TOKEN=YOUR_KEY
-export ANTHROPIC_MODEL=${model}
-export ANTHROPIC_DEFAULT_HAIKU_MODEL=${model}`,
+export ANTHROPIC_MODEL=${inShell(model)}
+export ANTHROPIC_DEFAULT_HAIKU_MODEL=${inShell(model)}`,
   },
   Codex: {
     goes: "~/.codex/config.toml, and export COE_KEY=YOUR_KEY",
-    text: (address, model) => `model = "${model}"
+    text: (address, model) => `model = ${JSON.stringify(model)}
 model_provider = "coe"
 
 [model_providers.coe]
