@@ -209,8 +209,8 @@ def _layers(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Matrices]:
     for (path, embeds), pair in pairs.items():
         shape_a, shape_b = pair.get("A", ()), pair.get("B", ())
         if len(shape_a) != 2 or len(shape_b) != 2 or shape_a[0] != shape_b[1]:
-            shapes = brief(f"{shape_a} and {shape_b}")
-            raise ValueError(f"the matrices of layer '{brief(path)}' do not belong together: {shapes}")
+            told = brief(f"{shape_a} and {shape_b}")
+            raise ValueError(f"the matrices of layer '{brief(path)}' do not belong together: {told}")
         rank, inputs, outputs = shape_a[0], shape_a[1], shape_b[0]
         # An embedding's weight has a row for each token, so its outputs are its columns.
         yield Matrices(path, rank, outputs, inputs) if embeds else Matrices(path, rank, inputs, outputs)

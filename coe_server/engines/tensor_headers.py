@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 _LONGEST_HEADER_BYTES = 32 << 20  # of the largest published models: 1 MB a file
+_MOST_PARTS = 1 << 20  # objects and lists in a header: a tensor has one and two; each takes far more memory than text
 _LENGTH_BYTES = 8  # little-endian, before the header
 
 
@@ -29,7 +30,10 @@ def tensor_headers(file: Path) -> dict[str, TensorHeader]:
             size_bytes = os.fstat(there.fileno()).st_size - _LENGTH_BYTES - length
             if size_bytes < 0 or length > _LONGEST_HEADER_BYTES:
                 raise ValueError("its header does not fit")
-            told = json.loads(there.read(length))
+            header = there.read(length)
+            if header.count(b"{") + header.count(b"[") > _MOST_PARTS:
+                raise ValueError("its header has too many parts")
+            told = json.loads(header)
         told.pop("__metadata__", None)
         return {str(name): _tensor(one, size_bytes) for name, one in told.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

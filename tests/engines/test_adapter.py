@@ -125,6 +125,7 @@ def test_a_pickle_is_refused_and_not_opened(tmp_path: Path) -> None:
         lambda file: file.write_bytes((2).to_bytes(8, "little") + b"{}x" + b"[" * 100_000),
         lambda file: file.write_bytes((100_000).to_bytes(8, "little") + b"[" * 100_000),
         lambda file: file.write_bytes((1 << 40).to_bytes(8, "little") + b"{}"),
+        lambda file: file.write_bytes((4 << 20).to_bytes(8, "little") + b'{"a":[' + b"[]," * (4 << 20)),
     ],
 )
 def test_a_damaged_file_is_refused(tmp_path: Path, damage: Any) -> None:
