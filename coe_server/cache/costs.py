@@ -110,7 +110,7 @@ def read_costs(path: Path) -> dict[str, dict[str, float]]:
         }
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         logger.warning("%s: cannot read measured costs (%s); starting without them", path, error)
         return {}
 

@@ -25,7 +25,7 @@ from coe_server.cache.tiers import Bytes, Ledger, Tier
 from coe_server.cache.turnover import Roster, Turnover
 from coe_server.cache.wait_bound import WaitBounds
 from coe_server.cache.wait_times import Waits
-from coe_server.errors import ExpertBusy, ExpertUnavailable, NoRoom, Overloaded
+from coe_server.errors import ExpertBusy, ExpertUnavailable, NoRoom, Overloaded, UnknownModel
 from coe_server.events import EventLog
 
 logger = logging.getLogger(__name__)
@@ -186,7 +186,7 @@ class ExpertCache:
         """False if a request for this expert would be refused now because a queue is full."""
         try:
             self._refuse_what_finds_no_room(self.slots[name], 1, owner)
-        except (KeyError, Overloaded):  # it may have been removed
+        except (UnknownModel, Overloaded):  # it may have been removed
             return False
         return True
 

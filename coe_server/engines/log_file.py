@@ -85,10 +85,15 @@ def _lines(log: Path) -> Iterable[str]:
     """The lines in the last 64 KiB, without colours."""
     try:
         with log.open("rb") as file:
-            text = _newest(file).decode(errors="replace")
+            text = _whole_lines(_newest(file)).decode(errors="replace")
     except OSError:
         return ()
     return (_COLOUR.sub("", line).rstrip() for line in text.splitlines())
+
+
+def _whole_lines(newest: bytes) -> bytes:
+    """Without the beginning of the first line, if that is cut off: half a secret is not told from other text."""
+    return newest if len(newest) < _TAIL_BYTES else newest.partition(b"\n")[2] or newest
 
 
 def _tail(log: Path) -> list[str]:

@@ -60,7 +60,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """A folder's `config.json`; empty if it cannot be read."""
     try:
         config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return config if isinstance(config, dict) else {}
 
@@ -194,6 +194,6 @@ def _compressed_bits(quantised: Mapping[str, Any], plain_bits: float) -> float:
 def _indexed(index: Path) -> list[str]:
     try:
         named = json.loads(index.read_text())["weight_map"].values()
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
         return []
     return sorted({name for name in named if isinstance(name, str) and "/" not in name})

@@ -26,7 +26,17 @@ def test_what_was_measured_comes_back_and_nothing_else(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{", '{"a": 1}', '{"a": {"start": "x"}}', '{"a": {"start": -1}}', '{"a": {"start": NaN}}']
+    "text",
+    [
+        "",
+        "[]",
+        "{",
+        '{"a": 1}',
+        '{"a": {"start": "x"}}',
+        '{"a": {"start": -1}}',
+        '{"a": {"start": NaN}}',
+        "[" * 100_000,
+    ],
 )
 def test_a_file_that_makes_no_sense_is_no_costs(tmp_path, text, caplog):
     path = tmp_path / "costs.json"

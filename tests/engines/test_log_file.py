@@ -114,6 +114,13 @@ def test_the_end_of_a_log_is_its_last_lines_in_full(tmp_path: Path) -> None:
     assert sum(map(len, log_end(log, 1000))) <= 64 << 10
 
 
+def test_a_secret_that_the_beginning_of_the_end_cuts_in_two_is_left_out(tmp_path: Path) -> None:
+    log = tmp_path / "french.log"
+    rest = "hello\n" + "x" * ((64 << 10) - len("hunter22\nhello\n") + 4) + "\n"
+    log.write_text("an old line\nits key is hunter22\n" + rest)
+    assert log_end(log, 1000, ["hunter22"])[0] == "hello"
+
+
 def test_the_end_of_a_log_leaves_out_keys_and_prompts(tmp_path: Path) -> None:
     log = tmp_path / "french.log"
     shown = {

@@ -11,6 +11,7 @@ from coe_server.engines.model_size import (
     files_bytes,
     hub_cache,
     model_folder,
+    read_config,
     token_bytes,
     unfinished_bytes,
     weight_files,
@@ -129,11 +130,19 @@ def test_the_index_says_which_files_are_loaded(tmp_path):
     assert files_bytes(tmp_path) == 30
 
 
-@pytest.mark.parametrize("index", ["{", "[]", '{"weight_map": {"one": "missing.safetensors"}}', '{"weight_map": []}'])
+@pytest.mark.parametrize(
+    "index", ["{", "[]", '{"weight_map": {"one": "missing.safetensors"}}', '{"weight_map": []}', "[" * 100_000]
+)
 def test_an_index_that_tells_nothing_is_passed_over(tmp_path, index):
     write(tmp_path, **{"model.safetensors": 10})
     (tmp_path / "model.safetensors.index.json").write_text(index)
     assert files_bytes(tmp_path) == 10
+
+
+@pytest.mark.parametrize("text", ["", "[]", "[" * 100_000])
+def test_a_config_that_cannot_be_read_is_empty(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    assert read_config(tmp_path) == {}
 
 
 def test_a_folder_without_weights_has_no_size(tmp_path):

@@ -74,7 +74,7 @@ def test_any_answer_in_any_pieces_differs_in_its_model_alone(answer: dict[str, o
 
 def test_a_long_string_is_read_once_however_many_quotes_it_has() -> None:
     program = """
-from coe_server.http.own_name import Named
+from coe_server.http.answers.own_name import Named
 for inside in (rb'\\"', rb'\\"key\\": ', rb'\\\\'):
     reader, piece = Named("m"), b'{"model":"q","text":"' + inside * 200_000
     assert reader.hear(piece) + reader.rest == piece.replace(b'"q"', b'"m"')

@@ -234,7 +234,7 @@ def read_reports(folder: Path, seat: Sequence[str]) -> tuple[RankReport, ...]:
     """The reports of all ranks, in the order of the cards. Raises `EngineError` if one is missing or invalid."""
     try:
         written = [_report(file) for file in sorted(folder.glob("memory-*.json"))]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise EngineError(f"an engine's report of its memory cannot be read: {error!r}") from error
     if len(written) != len(seat):
         raise EngineError(f"{len(written)} of an engine's {len(seat)} ranks have reported their memory")

@@ -36,7 +36,7 @@ def _text_of(parts: Sequence[bytes]) -> str | None:
         try:
             choice = json.loads(part)["choices"][0]
             said = (choice.get("delta") or choice.get("message") or {}).get("content")
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
             continue  # the last event, or the tokens
         if isinstance(said, str):
             found.append(said)
