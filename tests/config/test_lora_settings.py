@@ -222,7 +222,9 @@ def test_a_base_that_must_restart_anyway_takes_its_adapters_then(folder: Path) -
         news = expert_changes(running, loaded(folder, BASE | changes, ADAPTER, {**ADAPTER, "name": "further"}))
         assert news == ExpertChanges(added=("further",), restarted=("coder",))
     changed = loaded(folder, BASE, {**ADAPTER, "adapter": "./other"}, {**ADAPTER, "name": "further"})
-    assert expert_changes(running, changed) == ExpertChanges(added=("further",), restarted=("coder",), adjusted=("sql",))
+    assert expert_changes(running, changed) == ExpertChanges(
+        added=("further",), restarted=("coder",), adjusted=("sql",)
+    )
 
 
 def test_a_base_that_cannot_take_its_adapters_restarts() -> None:
