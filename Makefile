@@ -9,13 +9,16 @@ LOCKS := requirements/serve.lock requirements/train.lock requirements/dev.lock d
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-demo: .venv/installed engines artifacts/demo-adapters-router/manifest.json ## train the demo's router, serve five experts and two adapters, ask them, end
+demo: .venv/installed engines artifacts/demo-router/manifest.json ## train the demo's router, serve five experts, ask them, end
 	$(BIN)/python demo/run.py
 
-serve: .venv/installed engines artifacts/demo-adapters-router/manifest.json ## serve the demo's experts on 127.0.0.1:8080 and stay up
+demo-adapters: .venv/installed engines artifacts/demo-adapters-router/manifest.json ## the same with two adapters of the generalist
+	$(BIN)/python demo/run.py --config configs/demo-adapters.yaml
+
+serve: .venv/installed engines artifacts/demo-router/manifest.json ## serve the demo's experts on 127.0.0.1:8080 and stay up
 	$(BIN)/coe serve configs/demo.yaml
 
-test: .venv/installed engines artifacts/demo-router/manifest.json artifacts/demo-adapters-router/manifest.json lint ## lint, types, architecture and every test, real engines included
+test: .venv/installed engines artifacts/demo-router/manifest.json lint ## lint, types, architecture and every test, real engines included
 	$(BIN)/pytest -m "not long" -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/installed ## format, lint, types, import rules and words
@@ -25,7 +28,7 @@ lint: .venv/installed ## format, lint, types, import rules and words
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/pytest -q -p no:cacheprovider tests/docs/test_words.py
 
-check-long: .venv/installed engines artifacts/demo-router/manifest.json artifacts/demo-adapters-router/manifest.json ## half an hour: load, and properties with new and ten times as many examples
+check-long: .venv/installed engines artifacts/demo-router/manifest.json ## half an hour: load, and properties with new and ten times as many examples
 	$(BIN)/pytest -m "hypothesis and not long" --hypothesis-profile long -n 2 --timeout 1800
 	$(BIN)/pytest -m long --hypothesis-profile long --timeout 1800
 
@@ -83,4 +86,4 @@ artifacts/demo-adapters-router/manifest.json: .venv/installed configs/train-demo
 clean: ## remove the environments and everything that was made
 	rm -rf .venv .venv-tools .venv-vllm artifacts build dist *.egg-info
 
-.PHONY: help demo serve test lint check-long check-deploy check-board outcomes manifests lock audit sbom dist install engines clean
+.PHONY: help demo demo-adapters serve test lint check-long check-deploy check-board outcomes manifests lock audit sbom dist install engines clean

@@ -134,7 +134,7 @@ class _Rebuild:
         """Build them. Raises ReloadRefused, ConfigError or ArtifactError; then nothing changes."""
         wanted = self._reread()
         changed, news = live_changes(self._running, wanted), expert_changes(self._running, wanted)
-        turnover = build_turnover(news, self._running, wanted, self._served.capacity)
+        reshaped = build_turnover(news, self._running, wanted, self._served.capacity, self._served.running_engine)
         before = None if any(key.startswith("router.embeddings") for key in changed) else serving
         built = build_serving(wanted, build_router(wanted), before)  # checks all files, also unused ones
         decides_alike = not any(key.startswith(("router", "experts.")) for key in changed)
@@ -144,10 +144,10 @@ class _Rebuild:
             built = _with_counts_of(serving, built)
 
         def take_over() -> None:
-            self._served.take_over(news, turnover, wanted)
+            self._served.take_over(reshaped, wanted)
             self._running = wanted
 
-        return Fresh(built, build_guard(wanted), wanted.log.prompts, changed, news.as_json(), take_over)
+        return Fresh(built, build_guard(wanted), wanted.log.prompts, changed, reshaped.news.as_json(), take_over)
 
 
 def _with_counts_of(before: Serving, built: Serving) -> Serving:

@@ -8,7 +8,7 @@ from exam import wilson95
 from questions import TOPICS
 
 ORDER = ("french", "python", "units", "sql", "generalist")
-TEXT = """# Demo: four specialists, and a generalist with two adapters
+TEXT = """# Demo: four specialists and a generalist
 
 Five tiny Llama models that `make demo` serves. They are small enough for a repository, and different enough that
 routing matters: each specialist answers one topic; the generalist knows all five topics less well, and is the only
@@ -53,9 +53,9 @@ spread evenly over the other four topics: it saw about {shared} examples of each
 
 ## The generalist's adapters
 
-Each was trained on one topic's `train` questions with the generalist's weights frozen: low-rank matrices beside every
-linear layer. Exact match on that topic's `held_out` questions, in bfloat16; the kept checkpoint was chosen as an
-expert's is.
+`make demo-adapters` serves them beside the five experts, on the generalist's weights. Each was trained on one topic's
+`train` questions with those weights frozen: low-rank matrices beside every linear layer. Exact match on that topic's
+`held_out` questions, in bfloat16; the kept checkpoint was chosen as an expert's is.
 
 {adapters}
 

@@ -72,7 +72,8 @@ def main() -> None:
     )
     options = parser.parse_args()
     patience = options.patience
-    console.rule("a composition of five tiny experts and two adapters")
+    served = served_experts(options.config)
+    console.rule(f"a composition of {len(served)} tiny experts")
     with running_service(options.config, console=console, ready_seconds=patience) as service:
         console.print("The server is ready. One question after the other, through the official openai client:")
         tour = take_tour(service, patience)
@@ -81,7 +82,7 @@ def main() -> None:
         put_away(service, patience)
         moves = list(service.moves)
     show_moves(moves)
-    result = compare(held_out)
+    result = compare(held_out, served)
     if options.json:
         options.json.write_text(json.dumps({"tour": [asdict(a) for a in tour], "moves": moves, **result}, indent=1))
 
@@ -208,9 +209,9 @@ def show_moves(moves: list[dict[str, Any]]) -> None:
         )
 
 
-def compare(held_out: list[Asked]) -> dict[str, Any]:
-    """The composition's exact match beside each single expert's recorded one, on the same questions."""
-    scores = single_expert_scores()
+def compare(held_out: list[Asked], served: list[str]) -> dict[str, Any]:
+    """The composition's exact match beside each served expert's recorded one, on the same questions."""
+    scores = {name: score for name, score in single_expert_scores().items() if name in served}
     composition = sum(a.right for a in held_out) / len(held_out)
     active = active_params()
     mean_active = sum(active[a.expert] for a in held_out) / len(held_out)
@@ -231,6 +232,11 @@ def compare(held_out: list[Asked]) -> dict[str, Any]:
         "mean_active_params_b": mean_active,
         "share_of_traffic": {name: count / len(held_out) for name, count in shares.items()},
     }
+
+
+def served_experts(config: Path) -> list[str]:
+    """The names of a configuration's experts, adapters among them."""
+    return [expert["name"] for expert in yaml.safe_load(config.read_text())["experts"]]
 
 
 def single_expert_scores() -> dict[str, float]:

@@ -34,7 +34,7 @@ class AdapterRecipe:
     steps: int = 600
 
 
-RECIPES = {topic: AdapterRecipe(topic) for topic in ("sql", "units")}
+RECIPES = {"sql": AdapterRecipe("sql"), "units": AdapterRecipe("units", steps=1200)}
 
 
 def train_adapter(recipe: AdapterRecipe, experts: Path, out: Path, seed: int, line: int = 0) -> None:

@@ -248,7 +248,7 @@ def test_a_watched_server_is_shown_again_at_each_change_until_it_ends(tmp_path):
 
 
 def test_json_output_is_nothing_but_json(root):
-    artifact = root / "artifacts/demo-adapters-router/manifest.json"
+    artifact = root / "artifacts/demo-router/manifest.json"
     if not artifact.exists():
         pytest.skip("the demo's router has not been trained: `make demo` does")
     done = said_by("route", root / "configs/demo.yaml", "What is 3 km in m?", "--json")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
 from coe_server.build.capacity import weights_here
 from coe_server.build.experts import (
@@ -18,24 +21,46 @@ from coe_server.cache.costs import read_costs
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes, Tier
 from coe_server.cache.turnover import Terms, Turnover
-from coe_server.config.diff import ExpertChanges
+from coe_server.config.diff import ExpertChanges, restarting
 from coe_server.config.schema import ServerConfig
-from coe_server.engines.engine import TellsLength
+from coe_server.engines.adapter import Adapter
+from coe_server.engines.engine import Engine, TellsLength
+from coe_server.engines.settings import ExpertSettings, Surroundings
 from coe_server.engines.vllm.engine import VllmEngine
 from coe_server.engines.vllm.measured_footprints import read_footprints
+from coe_server.engines.vllm.settings import VllmExpert, check_fit
 from coe_server.errors import ReloadRefused
 from coe_server.events import Event
 from coe_server.http.serving import Service
 
+logger = logging.getLogger(__name__)
 
-def build_turnover(news: ExpertChanges, running: ServerConfig, wanted: ServerConfig, capacity: Bytes) -> Turnover:
-    """What the cache is to do, with the engines of new and changed experts. Raises ConfigError or ReloadRefused."""
+EngineOf = Callable[[str], Engine | None]
+
+
+class Reshaped(NamedTuple):
+    """What a reload does: what it tells, what the cache is to do, and which adapters running engines are to have."""
+
+    news: ExpertChanges
+    turnover: Turnover
+    adapters: tuple[tuple[VllmEngine, tuple[Adapter, ...]], ...]
+
+
+def build_turnover(
+    news: ExpertChanges, running: ServerConfig, wanted: ServerConfig, capacity: Bytes, runs: EngineOf
+) -> Reshaped:
+    """What is to be done, with the engines of new and changed experts. Raises ConfigError or ReloadRefused.
+
+    `runs`: the running engine of an expert, or None.
+    """
     _refuse_first_weights(news, running, wanted)
     require_vllm(wanted)
     own = {one.name: one for one in wanted.with_engines}
     before = {one.name: one for one in running.with_engines}
     surroundings = surroundings_of(wanted, refuse_missing, read_footprints(footprints_file(wanted)))
     surroundings = replace(surroundings, whole_device_bytes=lambda: int(0.9 * max(capacity.cards, default=0)))
+    live = dict(_taken_live(news.regrouped, own, surroundings, runs))
+    news = restarting(news, {name for name in news.regrouped if name not in live}, order=tuple(own))
     built = {name: build_expert(own[name], surroundings) for name in (*news.added, *news.restarted) if name in own}
     costs = read_costs(costs_file(wanted))
     terms = {
@@ -47,7 +72,7 @@ def build_turnover(news: ExpertChanges, running: ServerConfig, wanted: ServerCon
         for name in (*news.adjusted, *news.restarted)
         if name in own
     }
-    return Turnover(
+    turnover = Turnover(
         added=tuple(replace(built[name], costs=costs.get(name, {})) for name in news.added if name in own),
         changed=tuple(built[name] for name in news.restarted),
         removed=tuple(name for name in news.removed if name in before),
@@ -55,6 +80,24 @@ def build_turnover(news: ExpertChanges, running: ServerConfig, wanted: ServerCon
         bases=wanted.bases,
         order=tuple(own),
     )
+    return Reshaped(news, turnover, tuple(live.values()))
+
+
+def _taken_live(
+    bases: Iterable[str], own: Mapping[str, ExpertSettings], surroundings: Surroundings, runs: EngineOf
+) -> Iterator[tuple[str, tuple[VllmEngine, tuple[Adapter, ...]]]]:
+    """The bases whose engine takes its adapters of now while it runs, with that engine. Raises ConfigError."""
+    for name in bases:
+        engine, settings = runs(name), own[name]
+        if not isinstance(engine, VllmEngine) or not isinstance(settings, VllmExpert):
+            continue
+        adapters, room = settings.adapters(engine.launch, surroundings), engine.adapter_room
+        why = "it takes no adapters (args.enable_lora)" if room is None else room.why_not(adapters)
+        if why is None:
+            check_fit(engine.launch, adapters)
+            yield name, (engine, adapters)
+        else:
+            logger.info("%s: starts anew for its adapters: %s", name, why)
 
 
 def _refuse_first_weights(news: ExpertChanges, running: ServerConfig, wanted: ServerConfig) -> None:
@@ -80,8 +123,16 @@ class ServedExperts:
     def capacity(self) -> Bytes:
         return self._service.cache.ledger.capacity
 
-    def take_over(self, news: ExpertChanges, turnover: Turnover, wanted: ServerConfig) -> None:
+    def running_engine(self, name: str) -> Engine | None:
+        """The engine that answers what is asked of an expert from now on, if it has a process."""
+        slot = self._service.cache.slots[name]
+        if slot.successor is not None or slot.leaves or (slot.tier is Tier.DISK and slot.moving is None):
+            return None
+        return slot.engine
+
+    def take_over(self, reshaped: Reshaped, wanted: ServerConfig) -> None:
         """Begin the turnover. Raises NoRoom; then nothing has changed."""
+        news, turnover = reshaped.news, reshaped.turnover
         service, models = self._service, wanted.engine_models
         if not any(news.as_json().values()):
             return
@@ -89,6 +140,8 @@ class ServedExperts:
         service.cache.take_over(turnover)
         for name in news.added:
             service.presets.pop(name, None)  # of a preset that had the name before
+        for engine, adapters in reshaped.adapters:
+            engine.take_adapters(adapters)
         for name in [one for one in service.leaving if one not in service.cache.slots]:
             self._forget(name)  # a preset that an earlier reload removed
         service.leaving.difference_update(models)

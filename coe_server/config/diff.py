@@ -4,7 +4,7 @@ restart of the server. Pure."""
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -31,6 +31,7 @@ class ExpertChanges:
     removed: tuple[str, ...] = ()
     restarted: tuple[str, ...] = ()  # their engines start anew; `adjusted` ones go on
     adjusted: tuple[str, ...] = ()
+    regrouped: tuple[str, ...] = ()  # bases that only get or lose adapters: whether they restart is for `build/` to see
 
     def as_json(self) -> dict[str, list[str]]:
         return {word: list(getattr(self, word)) for word in ("added", "removed", "restarted", "adjusted")}
@@ -64,16 +65,29 @@ def expert_changes(running: ServerConfig, wanted: ServerConfig) -> ExpertChanges
     removed = tuple(name for name in before if name not in after)
     restarted = {name for name in kept if differ[name] - READ_BY_REQUESTS - READ_BY_THE_CACHE}
     restarted = {name for name in restarted if after[name].base is None}
+    regrouped = set[str]()
     for side, names in ((before, (*removed, *kept)), (after, (*added, *kept))):
         for name in names:
             one, base = side[name], side[name].base
             if one.launched_by_base and base in kept and differ.get(name, {"name"}) - READ_BY_REQUESTS:
-                restarted.add(base)
+                (restarted if name in kept else regrouped).add(base)
     return ExpertChanges(
         added,
         removed,
         tuple(name for name in kept if name in restarted),
         tuple(name for name in kept if differ[name] and name not in restarted),
+        tuple(name for name in kept if name in regrouped and name not in restarted),
+    )
+
+
+def restarting(news: ExpertChanges, bases: Collection[str], order: Collection[str]) -> ExpertChanges:
+    """The same where these bases cannot take their adapters while they run. `order`: all names."""
+    restarted = {*news.restarted, *bases}
+    return replace(
+        news,
+        restarted=tuple(name for name in order if name in restarted),
+        adjusted=tuple(name for name in news.adjusted if name not in restarted),
+        regrouped=tuple(name for name in news.regrouped if name not in restarted),
     )
 
 

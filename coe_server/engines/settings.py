@@ -102,7 +102,7 @@ class ExpertSettings(Settings):
 
     remote: ClassVar[bool] = False  # the model runs on another server: it uses no memory here and is always loaded
     weights_here: ClassVar[bool] = False  # its engine uses memory of this machine
-    launched_by_base: ClassVar[bool] = False  # its base's engine starts with it: a reload that changes it restarts that
+    launched_by_base: ClassVar[bool] = False  # its base's engine knows it: that restarts if it cannot take a change
     wakes_by_copying: ClassVar[bool] = False  # a wake on a CPU copies the weights, so memory speed is its limit
     takes_adapters: ClassVar[bool] = False  # its engine can answer under the names of LoRA adapters
 

@@ -101,13 +101,13 @@ class StartedWithItsBase(PresetExpert):
     launched_by_base = True
 
 
-def test_an_expert_that_is_started_with_its_base_restarts_that(tmp_path):
+def test_an_expert_that_its_bases_engine_must_know_concerns_that(tmp_path):
     def beside(**settings):
         there = config(tmp_path)
         return there.model_copy(update={"experts": [*there.experts, StartedWithItsBase(**PRESET, **settings)]})
 
     for running, wanted in ((config(tmp_path), beside()), (beside(), config(tmp_path))):
-        assert expert_changes(running, wanted).restarted == ("a",)
+        assert expert_changes(running, wanted).regrouped == ("a",)
     assert expert_changes(beside(), beside(vision=True)).restarted == ()
 
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from coe_server.build.experts import build_experts
 from coe_server.build.service import build_capabilities
 from coe_server.cli import app
-from coe_server.config.diff import ExpertChanges, expert_changes, live_changes
+from coe_server.config.diff import ExpertChanges, expert_changes, live_changes, restarting
 from coe_server.config.schema import ServerConfig, load_config, read_config
 from coe_server.engines.vllm.command import engine_environment, serve_command
 from coe_server.engines.vllm.engine import VllmEngine
@@ -67,7 +67,7 @@ def test_rank_number_and_paths_of_the_adapters_start_the_base(folder: Path) -> N
     config = loaded(folder, BASE, ADAPTER, {**ADAPTER, "name": "wide", "adapter": "./wide"})
     launch = engine_of(config).launch
     words = serve_command(launch, Path("/run/engine.sock"))
-    for option, value in {"--max-lora-rank": "16", "--max-loras": "2", "--max-cpu-loras": "2"}.items():
+    for option, value in {"--max-lora-rank": "16", "--max-loras": "2", "--max-cpu-loras": "10"}.items():
         assert words[words.index(option) + 1] == value
     assert "--enable-lora" in words
     modules = words.index("--lora-modules")
@@ -89,7 +89,7 @@ def test_many_adapters_take_eight_slots_and_stay_in_host_memory(folder: Path) ->
     launch = engine_of(config).launch
     words = serve_command(launch, Path("/run/engine.sock"))
     assert words[words.index("--max-loras") + 1] == "8"
-    assert words[words.index("--max-cpu-loras") + 1] == "20"
+    assert words[words.index("--max-cpu-loras") + 1] == "28", "a reload may bring eight more"
 
 
 def test_the_footprint_grows_by_its_adapters_and_is_measured_anew(folder: Path) -> None:
@@ -169,7 +169,7 @@ def test_options_that_contradict_the_adapters_are_refused(folder: Path, args: di
 def test_given_options_win_where_they_hold_all_adapters(folder: Path) -> None:
     config = loaded(folder, {**BASE, "args": {"max_lora_rank": 64, "max_loras": 4}}, ADAPTER)
     words = serve_command(engine_of(config).launch, Path("/run/engine.sock"))
-    for option, value in {"--max-lora-rank": "64", "--max-loras": "4", "--max-cpu-loras": "4"}.items():
+    for option, value in {"--max-lora-rank": "64", "--max-loras": "4", "--max-cpu-loras": "9"}.items():
         assert [words[at + 1] for at, word in enumerate(words) if word == option] == [value]
 
 
@@ -208,8 +208,28 @@ def test_a_reload_tells_a_changed_base_by_its_key_and_restarts_both(folder: Path
     assert expert_changes(running, wanted).restarted == ("coder", "other")
 
 
-def test_an_adapter_that_comes_or_goes_restarts_its_base_alone(folder: Path) -> None:
+def test_an_adapter_that_comes_or_goes_concerns_its_base_alone(folder: Path) -> None:
     without = loaded(folder, BASE, {**BASE, "name": "other"})
     beside = loaded(folder, BASE, {**BASE, "name": "other"}, ADAPTER)
-    assert expert_changes(without, beside) == ExpertChanges(added=("sql",), restarted=("coder",))
-    assert expert_changes(beside, without) == ExpertChanges(removed=("sql",), restarted=("coder",))
+    assert expert_changes(without, beside) == ExpertChanges(added=("sql",), regrouped=("coder",))
+    assert expert_changes(beside, without) == ExpertChanges(removed=("sql",), regrouped=("coder",))
+
+
+def test_a_base_that_must_restart_anyway_takes_its_adapters_then(folder: Path) -> None:
+    make_adapter(folder / "other")
+    running = loaded(folder, BASE, ADAPTER)
+    for changes in ({"model": str(make_base(folder / "another"))}, {"kv_cache": "1GiB"}):
+        news = expert_changes(running, loaded(folder, BASE | changes, ADAPTER, {**ADAPTER, "name": "further"}))
+        assert news == ExpertChanges(added=("further",), restarted=("coder",))
+    changed = loaded(folder, BASE, {**ADAPTER, "adapter": "./other"}, {**ADAPTER, "name": "further"})
+    assert expert_changes(running, changed) == ExpertChanges(
+        added=("further",), restarted=("coder",), adjusted=("sql",)
+    )
+
+
+def test_a_base_that_cannot_take_its_adapters_restarts() -> None:
+    news = ExpertChanges(added=("sql", "law"), adjusted=("b", "c"), regrouped=("b", "a"))
+    assert restarting(news, (), "abc") == news
+    assert restarting(news, {"b"}, "abc") == ExpertChanges(
+        added=("sql", "law"), restarted=("b",), adjusted=("c",), regrouped=("a",)
+    )

@@ -18,7 +18,7 @@ def test_the_collection_asks_the_demos_experts_with_the_demos_token_limit(tmp_pa
     from run import LONGEST_ANSWER_TOKENS  # noqa: PLC0415  the demo's folder is on the path in tests only
 
     config = read_collect_config(ROOT / "configs/collect-demo.yaml")
-    served = yaml.safe_load((ROOT / "configs/demo.yaml").read_text())["experts"]
+    served = yaml.safe_load((ROOT / "configs/demo-adapters.yaml").read_text())["experts"]
     assert list(config.expert_names) == [expert["name"] for expert in served]
     assert config.request.options["max_tokens"] == LONGEST_ANSWER_TOKENS
     prompts = [DATA / f"{split}.prompts.jsonl" for split in ("train", "held_out")]
@@ -37,7 +37,7 @@ def test_every_prompt_has_one_recorded_outcome_of_every_expert(split, adapters):
     asked = read_collect_config(ROOT / "configs/collect-demo.yaml").expert_names
     experts = [name for name in asked if (name in adapter_names()) is adapters]
     assert [(row["expert"], row["prompt_id"]) for row in rows] == [(expert, name) for expert in experts for name in ids]
-    told = set() if adapters else set(COLUMNS)  # the adapters' outcomes are from before log-probabilities were kept
-    assert all(set(row) - {"fault"} == {"prompt_id", "expert", "score", "output_tokens"} | told for row in rows)
+    known = {"prompt_id", "expert", "score", "output_tokens", *COLUMNS}
+    assert all(set(row) - {"fault"} == known for row in rows)
     assert {row.get("fault", "truncated") for row in rows} == {"truncated"}, "the only fault that an answer may have"
     assert all(row["score"] in {0.0, 1.0} and row["output_tokens"] > 0 for row in rows)

@@ -1,6 +1,7 @@
 """The adapters of one running vLLM: each is seen to answer before its first request, and loaded again if it is lost.
 
-What no load brings back has the engine started anew, once; what that does not bring back is refused.
+They may come and go while it runs: a new one is loaded at its first request, a former one unloaded after its last. What
+no load brings back has the engine started anew, once; what that does not bring back is refused.
 """
 
 from __future__ import annotations
@@ -8,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Iterable
-from contextlib import suppress
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager, suppress
 
 from coe_server.engines.adapter import Adapter
 from coe_server.engines.engine import EngineRequest
@@ -27,6 +29,9 @@ class VllmAdapters:
 
     def __init__(self, adapters: Iterable[Adapter]) -> None:
         self._known = {one.name: one for one in adapters}
+        self._former: dict[str, Adapter] = {}  # for requests that chose them before they went
+        self._absent: set[str] = set()  # not loaded: they came while it ran, or were unloaded
+        self._asked: Counter[str] = Counter()  # requests under way
         self._canaries = AdapterCanaries()
         self._proven: set[str] = set()  # in this run, since its last wake
         self._restarted_for: set[str] = set()  # since they were last proven
@@ -36,7 +41,23 @@ class VllmAdapters:
         self._loss = ""
 
     def __contains__(self, name: str) -> bool:
-        return name in self._known
+        return name in self._known or name in self._former
+
+    def take(self, adapters: Iterable[Adapter]) -> None:
+        """Have exactly these from now on. Others answer what was asked of them, and are unloaded."""
+        wanted = {one.name: one for one in adapters}
+        for name in self._known.keys() - wanted.keys():
+            self._former[name] = self._known.pop(name)
+        for name in wanted.keys() - self._known.keys():
+            self._former.pop(name, None)
+            self._absent.add(name)
+            for names in (self._proven, self._restarted_for, self._hopeless):
+                names.discard(name)
+        self._known = wanted | self._known
+
+    def seen(self, adapters: Iterable[Adapter]) -> tuple[Adapter, ...]:
+        """Those of them that an engine can start with: one that it never loaded could keep its base from starting."""
+        return tuple(one for one in adapters if one.name not in self._absent)
 
     async def begin(self, run: VllmRun) -> None:
         """A new run: learn what is not known of its adapters. Raises `EngineError`."""
@@ -46,10 +67,23 @@ class VllmAdapters:
         if await self._canaries.base_is_another(run):
             self._canaries.forget()
             self._restarted_for.clear()
-        for one in self._known.values():
+        self._absent.update(self._former.keys() - {one.name for one in run.launch.adapters})
+        for one in run.launch.adapters:
             if not self._canaries.knows(one):
                 await self._canaries.learn(run, one)
                 self._note(one.name)
+
+    @asynccontextmanager
+    async def asked(self, run: VllmRun, name: str) -> AsyncIterator[None]:
+        """While a request to the adapter, or to the base, is under way. Raises as `prove`."""
+        await self._unload_former(run)
+        self._asked[name] += 1
+        try:
+            await self.prove(run, name)
+            yield
+        finally:
+            self._asked[name] -= 1
+        await self._unload_former(run)
 
     def doubt(self) -> None:
         """The engine woke up: no adapter is known to be there."""
@@ -61,16 +95,19 @@ class VllmAdapters:
         A wrong answer has it loaded again; if that does not help, the engine is lost and starts anew. Raises
         `EngineDied` then, and `EngineError` for an adapter that not even a new start has brought back.
         """
-        if name in self._proven or name not in self._known:
+        adapter = self._known.get(name) or self._former.get(name)
+        if name in self._proven or adapter is None:
             return
         async with self._locks.setdefault(name, asyncio.Lock()):
             if name in self._proven:
                 return
             if name in self._hopeless:
                 raise _stays_wrong(name)
-            if not await self._is_there(run, name):
+            if name in self._absent:
+                await self._load(run, adapter)
+            elif not await self._is_there(run, name):
                 logger.warning("adapter '%s' of '%s' is lost in the engine; it is loaded again", name, run.launch.name)
-                if not await self._is_back(run, self._known[name]):
+                if not await self._is_back(run, adapter):
                     self._give_up(run, name)
             self._note(name)
 
@@ -79,28 +116,33 @@ class VllmAdapters:
         await self._lost.wait()
         return self._loss
 
-    async def load(self, run: VllmRun, adapter: Adapter) -> None:
-        """Have the awake engine take a further adapter, and learn its answers.
+    @property
+    def are_to_unload(self) -> bool:
+        """True if former ones are loaded, so that each request must go through `asked`."""
+        return bool(self._former.keys() - self._absent)
 
-        Raises EngineError if the engine refuses; then only a new start can take it.
-        """
+    async def _unload_former(self, run: VllmRun) -> None:
+        for name in sorted(self._former.keys() - self._absent):
+            async with self._locks.setdefault(name, asyncio.Lock()):
+                if name in self._former and name not in self._absent and not self._asked[name]:
+                    self._absent.add(name)
+                    self._proven.discard(name)
+                    with suppress(EngineError):  # the engine had lost it
+                        await _unload(run, name)
+                    logger.info("adapter '%s' of '%s' is unloaded", name, run.launch.name)
+
+    async def _load(self, run: VllmRun, adapter: Adapter) -> None:
+        """Have the running engine take a further adapter, and learn its answers. Raises EngineError if it does not."""
         try:
             await _load(run, adapter)
             await self._canaries.learn(run, adapter)
-        except EngineError:
-            await self.unload(run, adapter.name)
+        except EngineDied:
             raise
-        self._known[adapter.name] = adapter
-        self._note(adapter.name)
-
-    async def unload(self, run: VllmRun | None, name: str) -> None:
-        """Take an adapter away; `run` is None if the engine does not run."""
-        self._known.pop(name, None)
-        for names in (self._proven, self._restarted_for, self._hopeless):
-            names.discard(name)
-        if run is not None:
-            with suppress(EngineError):  # it was not there
-                await _unload(run, name)
+        except EngineError as error:
+            error.backs_off = "never"  # its base is well
+            raise
+        self._absent.discard(adapter.name)
+        logger.info("adapter '%s' of '%s' is loaded", adapter.name, run.launch.name)
 
     def _note(self, name: str) -> None:
         """It has answered rightly."""

@@ -220,7 +220,7 @@ def engine_environment(launch: VllmLaunch, run_directory: Path, place: Place = N
     )
     if launch.platform == "cuda":
         environment[REPORTS_VARIABLE] = str(run_directory)
-    if launch.adapters:
+    if launch.adapters or launch.option("enable_lora"):
         environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"  # a lost adapter is loaded again; the socket is private
     if place.image_paths:
         environment[IMAGE_VARIABLE] = os.pathsep.join(place.image_paths)

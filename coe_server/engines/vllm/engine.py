@@ -17,6 +17,7 @@ from coe_server.engines.cards import Cards
 from coe_server.engines.engine import Download, EngineRequest, EngineResponse, Footprint
 from coe_server.engines.model_size import unfinished_bytes
 from coe_server.engines.process_engine import ProcessEngine
+from coe_server.engines.vllm.adapter_args import AdapterRoom, room_of
 from coe_server.engines.vllm.adapter_canaries import to_copy
 from coe_server.engines.vllm.adapters import VllmAdapters
 from coe_server.engines.vllm.args import named
@@ -65,8 +66,9 @@ class VllmEngine(ProcessEngine[VllmRun]):
 
     async def _bring_up(self) -> None:
         place = await self._memory.place(self._seat)
+        launch = replace(self.launch, adapters=self._adapters.seen(self.launch.adapters))
         with self._memory.taking():
-            self._run = await VllmRun.start(self.launch, place)
+            self._run = await VllmRun.start(launch, place)
             await _bring_up(self._run, self._memory, self._adapters)
         self.longest_tokens = self._run.longest_tokens
 
@@ -101,32 +103,31 @@ class VllmEngine(ProcessEngine[VllmRun]):
 
     def send(self, request: EngineRequest) -> AbstractAsyncContextManager[EngineResponse]:
         run = self.running()
-        return self._proven(run, request) if request.model in self._adapters else run.http.send(request)
+        if request.model in self._adapters or self._adapters.are_to_unload:
+            return self._proven(run, request)
+        return run.http.send(request)
 
     @asynccontextmanager
     async def _proven(self, run: VllmRun, request: EngineRequest) -> AsyncIterator[EngineResponse]:
         """Send a request to an adapter that has shown to be there."""
-        await self._adapters.prove(run, request.model)
-        async with run.http.send(request) as response:
+        async with self._adapters.asked(run, request.model), run.http.send(request) as response:
             yield response
 
-    async def load_adapter(self, adapter: Adapter) -> None:
-        """Answer under a further adapter's name, from now on and after each start. It must be awake, or not run.
+    @property
+    def adapter_room(self) -> AdapterRoom | None:
+        """For which adapters it was started; None if for none."""
+        return room_of(self.launch.args, self.launch.adapters)
 
-        Raises EngineError, and stays as it was, if only a new start can take the adapter: one of a higher rank, or the
-        first one.
+    def take_adapters(self, adapters: tuple[Adapter, ...]) -> None:
+        """Answer under exactly these adapters' names from now on, and after each start; they must fit `adapter_room`.
+
+        A new one is loaded at its first request; one that goes is unloaded once its requests are answered.
         """
-        run = self._run if self._run is not None and not self._run.over else None
-        wanted = replace(self.launch, adapters=(*self.launch.adapters, adapter))
-        if run is not None:
-            await self._adapters.load(run, adapter)
-        self.launch = wanted
-
-    async def unload_adapter(self, name: str) -> None:
-        """No longer answer under this adapter's name. No request to it may be under way."""
-        run = self._run if self._run is not None and not self._run.over else None
-        await self._adapters.unload(run, name)
-        self.launch = replace(self.launch, adapters=tuple(one for one in self.launch.adapters if one.name != name))
+        room = self.adapter_room
+        assert room is not None, "the caller has seen that it takes adapters"
+        assert room.why_not(adapters) is None, "the caller has seen that they fit"
+        self.launch = replace(self.launch, args={**self.launch.args, **room.as_args}, adapters=adapters)
+        self._adapters.take(adapters)
 
 
 async def _bring_up(run: VllmRun, memory: VllmMemory, adapters: VllmAdapters | None = None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -43,13 +43,17 @@ class VllmExpert(ExpertSettings):
 
     def build(self, surroundings: Surroundings) -> Engine:
         launch = self._sized(self.launch(surroundings), surroundings)
-        if wanted := surroundings.adapters.get(self.name):
-            launch = replace(launch, adapters=tuple(_adapter(one, launch, surroundings) for one in wanted))
-            _check_fit(launch)
+        if adapters := self.adapters(launch, surroundings):
+            launch = replace(launch, adapters=adapters)
+            check_fit(launch, adapters)
         measured = surroundings.measured
         if measured:
             launch = replace(launch, measured=measured.get(key_of(launch)))
         return VllmEngine(launch, surroundings.cards)
+
+    def adapters(self, launch: VllmLaunch, surroundings: Surroundings) -> tuple[Adapter, ...]:
+        """Its adapters by their files. Raises ConfigError."""
+        return tuple(_adapter(one, launch, surroundings) for one in surroundings.adapters.get(self.name, ()))
 
     def launch(self, surroundings: Surroundings) -> VllmLaunch:
         """The launch of its engine, without the size of weights that are not downloaded."""
@@ -158,10 +162,10 @@ def _adapter(wanted: ReadsAdapter, launch: VllmLaunch, surroundings: Surrounding
     return Adapter(wanted.name, Path(wanted.adapter), _ASSUMED_RANK, size_bytes)
 
 
-def _check_fit(launch: VllmLaunch) -> None:
+def check_fit(launch: VllmLaunch, adapters: Sequence[Adapter]) -> None:
     """Raise ConfigError for the first adapter with matrices that the base has no place for."""
     shapes = base_shapes(launch)
-    for one in launch.adapters if shapes else ():
+    for one in adapters if shapes else ():
         if fault := misfit(one, shapes):
             raise ConfigError(f"experts.{one.name}.adapter: {one.folder} {fault}")
 

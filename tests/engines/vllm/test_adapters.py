@@ -158,29 +158,99 @@ def test_an_adapter_whose_files_changed_is_learned_anew_at_the_next_start(
     told(story)
 
 
-def test_a_running_engine_takes_a_further_adapter_and_gives_it_up(told: Callable[..., None], tmp_path: Path) -> None:
+@pytest.fixture
+def further(tmp_path: Path) -> Adapter:
+    return read_adapter("further", make_adapter(tmp_path / "further", seed=5))
+
+
+async def status_of(engine: VllmEngine, model: str) -> int:
+    """What the engine itself answers, without a look at its adapters."""
+    asked = json.dumps({"model": model, "prompt": "hi"}).encode()
+    async with engine.send(EngineRequest("POST", "/v1/completions", (), asked)) as answer:
+        return answer.status
+
+
+def test_a_running_engine_takes_a_further_adapter_at_its_first_request(
+    told: Callable[..., None], further: Adapter
+) -> None:
     async def story(engine: VllmEngine) -> None:
-        further = read_adapter("further", make_adapter(tmp_path / "further", seed=5))
-        await engine.load_adapter(further)
-        right = await ask(engine, "further")
+        engine.take_adapters((*engine.launch.adapters, further))
+        assert loads(engine) == 0
+        answers = await asyncio.gather(*(ask(engine, "further") for _ in range(5)))
+        assert len({*answers, await ask(engine, "french"), await ask(engine, "sql")}) == 3
+        assert loads(engine) == 1
+        await engine.sleep()
+        await engine.wake()
+        assert await ask(engine, "further") == answers[0]
         await engine.start()
-        assert await ask(engine, "further") == right, "it is loaded at each start from now on"
-        await engine.unload_adapter("further")
-        assert [one.name for one in engine.launch.adapters] == ["sql", "c"]
-        async with engine.send(EngineRequest("POST", "/v1/completions", (), b'{"model": "further"}')) as answer:
-            assert answer.status == 404
+        assert await ask(engine, "further") == answers[0], "it is loaded at each start from now on"
 
     told(story)
 
 
-def test_an_adapter_that_the_engine_refuses_leaves_it_as_it_was(told: Callable[..., None], tmp_path: Path) -> None:
+def test_an_adapter_that_goes_answers_what_was_asked_of_it_and_is_then_unloaded(
+    told: Callable[..., None], adapters: tuple[Adapter, ...]
+) -> None:
     async def story(engine: VllmEngine) -> None:
-        gone = read_adapter("gone", make_adapter(tmp_path / "gone", seed=5))
-        (gone.folder / "adapter_model.safetensors").unlink()
-        with pytest.raises(EngineError, match="answered /v1/load_lora_adapter with 404"):
-            await engine.load_adapter(gone)
-        assert [one.name for one in engine.launch.adapters] == ["sql", "c"]
+        right = await ask(engine, "sql")
+        body = json.dumps({"model": "sql", "messages": [{"role": "user", "content": "hi"}]}).encode()
+        async with engine.send(EngineRequest("POST", "/v1/chat/completions", (), body, model="sql")) as begun:
+            engine.take_adapters(adapters[1:])
+            assert await ask(engine, "c"), "its sibling's answer does not take it away"
+            assert await status_of(engine, "sql") == 200
+            assert b"".join([chunk async for chunk in begun.chunks()]).decode() == right
+        assert await status_of(engine, "sql") == 404
+        assert await ask(engine, "sql") == right, "a request that waited since before it went"
+        assert await status_of(engine, "sql") == 404
+        await engine.start()
+        assert await status_of(engine, "sql") == 404
+        assert [one.name for one in engine.launch.adapters] == ["c"]
+
+    told(story)
+
+
+def test_the_last_adapter_can_go_and_another_one_come(told: Callable[..., None], further: Adapter) -> None:
+    async def story(engine: VllmEngine) -> None:
+        room = engine.adapter_room
+        engine.take_adapters(())
+        assert await ask(engine, "french")
+        assert [await status_of(engine, name) for name in ("sql", "c")] == [404, 404]
+        await engine.start()
+        assert engine.adapter_room == room
+        engine.take_adapters((further,))
+        assert await ask(engine, "further") != await ask(engine, "french")
+
+    told(story)
+
+
+def test_an_adapter_of_a_name_that_was_there_answers_with_its_own_matrices(
+    told: Callable[..., None], adapters: tuple[Adapter, ...], tmp_path: Path
+) -> None:
+    async def story(engine: VllmEngine) -> None:
+        before = await ask(engine, "sql")
+        engine.take_adapters(adapters[1:])
+        engine.take_adapters((read_adapter("sql", make_adapter(tmp_path / "other", seed=9)), *adapters[1:]))
+        assert await ask(engine, "sql") not in {before, await ask(engine, "french")}
+
+    told(story)
+
+
+def test_an_adapter_that_the_engine_refuses_fails_alone_until_its_files_are_there(
+    told: Callable[..., None], further: Adapter
+) -> None:
+    async def story(engine: VllmEngine) -> None:
+        weights = further.folder / "adapter_model.safetensors"
+        kept = weights.read_bytes()
+        weights.unlink()
+        engine.take_adapters((*engine.launch.adapters, further))
+        with pytest.raises(EngineError, match="answered /v1/load_lora_adapter with 404") as refused:
+            await ask(engine, "further")
+        assert refused.value.backs_off == "never"
         assert await ask(engine, "sql")
+        await engine.start()
+        assert await ask(engine, "sql"), "an adapter that never answered is not in its base's way"
+        weights.write_bytes(kept)
+        assert await ask(engine, "further")
 
     told(story)
 

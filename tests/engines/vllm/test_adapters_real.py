@@ -1,4 +1,4 @@
-"""Adapters on one real vLLM on the CPU: through sleeps, in turns with their base, lost and back. One story."""
+"""The demo's adapters on one real vLLM on the CPU: through sleeps, in turns with their base, lost, back. One story."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from coe_server.engines.adapter import Adapter, misfit, read_adapter
 from coe_server.engines.engine import EngineRequest
 from coe_server.engines.memory import private_bytes, process_tree
+from coe_server.engines.tensor_headers import shapes_in
 from coe_server.engines.vllm import adapters as in_engine
 from coe_server.engines.vllm.command import VllmLaunch
 from coe_server.engines.vllm.engine import VllmEngine
 from coe_server.engines.vllm.footprint import base_shapes
+from coe_server.errors import EngineError
 from tests.engines.small_adapter import make_adapter
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1800)]  # an engine needs 20 s to start on a quiet machine
@@ -27,12 +29,17 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1800)]  # an engine needs 20
 SWITCHES = 100
 TOGETHER = 10  # requests to each at once
 MANY, QUESTIONS = 150, 300
-SHAPES = {  # of `make_tiny_llama`
-    f"model.layers.{layer}.{name}": shape
-    for layer in range(4)
-    for name, shape in {"self_attn.q_proj": (256, 256), "mlp.down_proj": (256, 512)}.items()
+DEMO = Path(__file__).parents[3] / "demo"
+BASE = DEMO / "experts/generalist"  # a model of the repository: a new one would first load torch
+SHAPES = {
+    name.removesuffix(".weight"): (shape[0], shape[1])
+    for name, shape in shapes_in([BASE / "model.safetensors"]).items()
+    if name.endswith(("q_proj.weight", "down_proj.weight"))
 }
-NAMES = ("base", "one", "two")
+TOPICS = ("sql", "units")
+NAMES = ("generalist", *TOPICS)
+QUESTION = "Count the rows of users in SQL"
+EXAM = 20  # questions to each at once
 
 
 @dataclass
@@ -43,20 +50,25 @@ class Real:
     folder: Path
     runner: asyncio.Runner
 
-    def tokens(self, model: str, text: str = "hello") -> list[int]:
+    def tokens(self, model: str, text: str = QUESTION) -> list[int]:
         return self.runner.run(self._tokens(model, text))
 
     async def _tokens(self, model: str, text: str) -> list[int]:
-        body = {"model": model, "messages": [{"role": "user", "content": text}], "max_tokens": 8, "temperature": 0}
-        sent = json.dumps(body | {"ignore_eos": True, "return_token_ids": True}).encode()
+        choice = await self.choice(model, text, max_tokens=8, ignore_eos=True, return_token_ids=True)
+        tokens: list[int] = choice["token_ids"]
+        return tokens
+
+    async def choice(self, model: str, text: str, **options: Any) -> dict[str, Any]:
+        body = {"model": model, "messages": [{"role": "user", "content": text}], "temperature": 0}
+        sent = json.dumps(body | options).encode()
         headers = (("content-type", "application/json"),)
         async with self.engine.send(
             EngineRequest("POST", "/v1/chat/completions", headers, sent, model=model)
         ) as response:
             answer = json.loads(b"".join([chunk async for chunk in response.chunks()]))
         assert response.status == 200, answer
-        tokens: list[int] = answer["choices"][0]["token_ids"]
-        return tokens
+        choice: dict[str, Any] = answer["choices"][0]
+        return choice
 
     def nap(self) -> None:
         self.runner.run(self.engine.sleep())
@@ -68,16 +80,18 @@ class Real:
         return private_bytes(self.engine._run.process.pid)
 
 
+def of_demo(topic: str) -> Adapter:
+    return read_adapter(topic, DEMO / "adapters" / topic)
+
+
 def adapter(folder: Path, name: str, seed: int, scale: float = 0.5) -> Adapter:
     return read_adapter(name, make_adapter(folder / name, SHAPES, rank=4, seed=seed, scale=scale))
 
 
 def launch(vllm_environment: Path, folder: Path, adapters: tuple[Adapter, ...]) -> VllmLaunch:
-    maker = Path(__file__).parents[1] / "make_tiny_llama.py"
-    subprocess.run([vllm_environment / "bin/python", maker, folder / "model"], check=True, capture_output=True)
     return VllmLaunch(
-        name="base",
-        model=str(folder / "model"),
+        name="generalist",
+        model=str(BASE),
         kv_cache_bytes=64 << 20,
         log_directory=folder / "logs",
         platform="cpu",
@@ -93,9 +107,7 @@ def launch(vllm_environment: Path, folder: Path, adapters: tuple[Adapter, ...]) 
 @pytest.fixture(scope="module")
 def real(vllm_environment: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
     folder = tmp_path_factory.mktemp("adapters")
-    started = launch(
-        vllm_environment, folder, tuple(adapter(folder, name, seed) for seed, name in enumerate(NAMES[1:]))
-    )
+    started = launch(vllm_environment, folder, tuple(map(of_demo, TOPICS)))
     with asyncio.Runner() as runner:
         engine = VllmEngine(started)
         runner.run(engine.start())
@@ -132,37 +144,75 @@ def test_a_hundred_turns_of_base_and_adapters_move_no_weights(real: Real, right:
 
 def test_base_and_adapters_in_one_step_each_answer_as_they_do_alone(real: Real, right: Mapping[str, list[int]]) -> None:
     async def together() -> list[list[int]]:
-        return await asyncio.gather(*(real._tokens(NAMES[turn % 3], "hello") for turn in range(3 * TOGETHER)))
+        return await asyncio.gather(*(real._tokens(NAMES[turn % 3], QUESTION) for turn in range(3 * TOGETHER)))
 
     answers = real.runner.run(together())
     assert answers == [right[NAMES[turn % 3]] for turn in range(3 * TOGETHER)]
+
+
+def test_adapters_asked_together_are_right_as_often_as_was_recorded_of_them(real: Real) -> None:
+    """Most rounding that differs in a batch changes no answer; matrices of another adapter would."""
+    recorded = {
+        (row["expert"], row["prompt_id"]): row["score"]
+        for name in ("outcomes", "adapters.outcomes")
+        for row in rows(f"held_out.{name}.jsonl")
+    }
+    asked = [row for row in rows("held_out.prompts.jsonl") if row["category"] in TOPICS]
+    questions = {
+        name: [row for row in asked if row["category"] == (name if name in TOPICS else "sql")] for name in NAMES
+    }
+
+    async def is_right(name: str, row: dict[str, Any]) -> bool:
+        answer = await real.choice(name, row["prompt"], max_tokens=48)
+        return bool(answer["message"]["content"].strip() == row["answer"])
+
+    async def exam() -> dict[str, int]:
+        papers = {name: [is_right(name, row) for row in questions[name][:EXAM]] for name in NAMES}
+        marks = await asyncio.gather(*(asyncio.gather(*paper) for paper in papers.values()))
+        return dict(zip(papers, map(sum, marks), strict=True))
+
+    for name, count in real.runner.run(exam()).items():
+        expert = name if name not in TOPICS else f"generalist-{name}"
+        alone = sum(recorded[expert, row["prompt_id"]] for row in questions[name][:EXAM])
+        assert abs(count - alone) <= 1, name
+
+
+def rows(name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (DEMO / "data" / name).read_text().splitlines()]
 
 
 def test_an_adapter_whose_matrices_vanish_is_not_answered_for_by_its_base(
     real: Real, right: Mapping[str, list[int]]
 ) -> None:
     empty, run = adapter(real.folder, "empty", 0, scale=0.0), real.engine.running()
-    zeroed = {"lora_name": "one", "lora_path": str(empty.folder), "load_inplace": True}
+    zeroed = {"lora_name": "sql", "lora_path": str(empty.folder), "load_inplace": True}
     real.runner.run(in_engine.command(run, "/v1/load_lora_adapter", zeroed))
-    assert real.tokens("one") == right["base"], "as it was proven before, so it is not asked"
+    assert real.tokens("sql") == right["generalist"], "as it was proven before, so it is not asked"
     real.nap()
-    assert real.tokens("one") == right["one"]
+    assert real.tokens("sql") == right["sql"]
 
 
 def test_an_adapter_that_the_engine_forgot_is_back_before_it_answers(
     real: Real, right: Mapping[str, list[int]]
 ) -> None:
     run = real.engine.running()
-    real.runner.run(in_engine.command(run, "/v1/unload_lora_adapter", {"lora_name": "two"}))
+    real.runner.run(in_engine.command(run, "/v1/unload_lora_adapter", {"lora_name": "units"}))
     real.nap()
     assert {name: real.tokens(name) for name in NAMES} == right
 
 
 def test_a_further_adapter_is_taken_and_given_up_while_it_runs(real: Real, right: Mapping[str, list[int]]) -> None:
-    real.runner.run(real.engine.load_adapter(adapter(real.folder, "three", 7)))
-    assert real.tokens("three") not in right.values()
-    real.runner.run(real.engine.unload_adapter("three"))
+    first = real.engine.launch.adapters
+    real.engine.take_adapters((*first, adapter(real.folder, "further", 7)))
+    assert real.tokens("further") not in right.values()
+    real.nap()
+    assert real.tokens("further") not in right.values()
+    real.engine.take_adapters(first)
     assert {name: real.tokens(name) for name in NAMES} == right
+    with pytest.raises(EngineError, match="404"):
+        real.runner.run(
+            real.engine.running().http.ask("POST", "/v1/completions", 60, {"model": "further", "prompt": "hello"})
+        )
 
 
 @pytest.mark.long
@@ -193,7 +243,7 @@ def test_150_adapters_answer_300_questions_each_with_its_own_matrices(vllm_envir
             real.nap()
 
             async def together() -> list[list[int]]:
-                return await asyncio.gather(*(real._tokens(names[turn % MANY], "hello") for turn in range(QUESTIONS)))
+                return await asyncio.gather(*(real._tokens(names[turn % MANY], QUESTION) for turn in range(QUESTIONS)))
 
             assert runner.run(together()) == [first[names[turn % MANY]] for turn in range(QUESTIONS)]
             print(f"{alone_bytes >> 20} MiB at the start, {real.held_bytes >> 20} MiB at the end; {footprint}")  # noqa: T201  for `pytest -s`
