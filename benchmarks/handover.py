@@ -4,6 +4,8 @@ Run with `python -m benchmarks.handover`; `--write` keeps the table. It replays 
 `demo/collect_outcomes.py` recorded from real engines. Curves, margins and what others score instead are found on random
 halves of the training prompts; every figure is of the held-out prompts. Costs are active parameters times tokens
 generated, those of abandoned answers included.
+
+`--served 100` asks that many held-out questions of a server over real engines instead (ten minutes on two cores).
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -71,12 +74,19 @@ class Row:
 
 def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__)
+    asked.add_argument("--served", type=int, metavar="QUESTIONS", help="ask a server over real engines instead")
+    asked.add_argument("--draw", type=int, default=0, help="of the examples, with --served")
     asked.add_argument("--write", action="store_true")
     options = asked.parse_args()
-    text = table(read("train"), read("held_out"))
+    if options.served:
+        from benchmarks.handover_served import served  # noqa: PLC0415 - it builds on this module
+
+        text = served(options.draw, options.served)
+    else:
+        text = table(read("train"), read("held_out"))
     print(text)
     if options.write:
-        document("handover", text)
+        document("handover served" if options.served else "handover", text)
 
 
 def read(split: str) -> Dataset:
@@ -166,12 +176,8 @@ def measured(stage: Stage, models: Models, margin: float, at_most: int) -> Row:
 
 def drafted(train: Dataset, held_out: Dataset, at_most: int, draw: int) -> Row:
     """A router from three examples a topic, with handover found on other prompts."""
-    chance, routes = random.Random(draw), {}
-    for number, category in enumerate(train.categories):
-        rows = chance.sample(np.flatnonzero(train.labels == number).tolist(), EXAMPLES)
-        texts = [train.conversations[row].turns[-1].text for row in rows]
-        routes[category] = {"expert": HOME.get(category, category), "examples": texts}
-    router = Router(as_saved(draft(RoutesFile.model_validate({"routes": routes, "default": "generalist"}))))
+    routes = RoutesFile.model_validate(example_routes(train, random.Random(draw)))
+    router = Router(as_saved(draft(routes)))
     fitted = half(train, draw)
     models = fitted_models(fitted, np.full(fitted.scores.shape, np.nan))
     overall = fitted.scores.mean(axis=0)
@@ -180,6 +186,16 @@ def drafted(train: Dataset, held_out: Dataset, at_most: int, draw: int) -> Row:
         return unrouted(dataset, decide(router, dataset, router.objectives[0], in_silence).chosen, overall)
 
     return measured(stage(held_out), models, found_margin(stage(fitted), models, at_most), at_most)
+
+
+def example_routes(train: Dataset, chance: random.Random) -> dict[str, Any]:
+    """The content of a routes file with EXAMPLES prompts of each topic."""
+    routes = {}
+    for number, category in enumerate(train.categories):
+        rows = chance.sample(np.flatnonzero(train.labels == number).tolist(), EXAMPLES)
+        texts = [train.conversations[row].turns[-1].text for row in rows]
+        routes[category] = {"expert": HOME.get(category, category), "examples": texts}
+    return {"routes": routes, "default": "generalist"}
 
 
 def generalist(train: Dataset, held_out: Dataset, at_most: int, draw: int) -> Row:
