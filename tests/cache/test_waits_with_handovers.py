@@ -1,4 +1,4 @@
-"""A request that is handed over waits at most for two leases, each no longer than its bound; the others as without."""
+"""With handovers each lease is granted within its bound: a request that is handed over once waits at most for two."""
 
 import asyncio
 

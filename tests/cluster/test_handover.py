@@ -1,4 +1,4 @@
-"""A front judges the first tokens that a node's expert sends, and hands over to an expert of another node, or its own."""
+"""A front judges the first tokens of a node's expert, and hands over to an expert of another node."""
 
 import json
 
