@@ -4,6 +4,8 @@ Run with `python -m benchmarks.handover`; `--write` keeps the table. It replays 
 `demo/collect_outcomes.py` recorded from real engines. Curves, margins and what others score instead are found on random
 halves of the training prompts; every figure is of the held-out prompts. Costs are active parameters times tokens
 generated, those of abandoned answers included.
+
+`--served 100` asks that many held-out questions of a server over real engines instead (ten minutes on two cores).
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +26,7 @@ import numpy.typing as npt
 from benchmarks.document import document
 from coe_server.build.drafts import as_saved
 from coe_server.config.routes import RoutesFile
+from coe_server.routing.certainty import Instead
 from coe_server.routing.own_routes.draft import draft
 from coe_server.routing.router import Router
 from router_training import in_silence
@@ -39,7 +43,8 @@ Vector = npt.NDArray[np.float64]
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs/train-demo.yaml"
-DRAWS, EXAMPLES, TOKENS = 5, 3, 4
+DRAWS, EXAMPLES, TOKENS, UNSCORED = 5, 3, 4, 20
+TINY = 1e-9
 BOOTSTRAP = Bootstrap(1000, 0)
 MARGINS = np.linspace(-0.9, 0.9, 37)
 NO_BUDGET_ASKS = 1.4
@@ -71,12 +76,18 @@ class Row:
 
 def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__)
+    asked.add_argument("--served", type=int, metavar="QUESTIONS", help="ask a server over real engines instead")
     asked.add_argument("--write", action="store_true")
     options = asked.parse_args()
-    text = table(read("train"), read("held_out"))
+    if options.served:
+        from benchmarks.handover_served import served  # noqa: PLC0415 - it builds on this module
+
+        text = served(options.served)
+    else:
+        text = table(read("train"), read("held_out"))
     print(text)
     if options.write:
-        document("handover", text)
+        document("handover served" if options.served else "handover", text)
 
 
 def read(split: str) -> Dataset:
@@ -166,12 +177,8 @@ def measured(stage: Stage, models: Models, margin: float, at_most: int) -> Row:
 
 def drafted(train: Dataset, held_out: Dataset, at_most: int, draw: int) -> Row:
     """A router from three examples a topic, with handover found on other prompts."""
-    chance, routes = random.Random(draw), {}
-    for number, category in enumerate(train.categories):
-        rows = chance.sample(np.flatnonzero(train.labels == number).tolist(), EXAMPLES)
-        texts = [train.conversations[row].turns[-1].text for row in rows]
-        routes[category] = {"expert": HOME.get(category, category), "examples": texts}
-    router = Router(as_saved(draft(RoutesFile.model_validate({"routes": routes, "default": "generalist"}))))
+    routes = RoutesFile.model_validate(example_routes(train, random.Random(draw)))
+    router = Router(as_saved(draft(routes)))
     fitted = half(train, draw)
     models = fitted_models(fitted, np.full(fitted.scores.shape, np.nan))
     overall = fitted.scores.mean(axis=0)
@@ -180,6 +187,16 @@ def drafted(train: Dataset, held_out: Dataset, at_most: int, draw: int) -> Row:
         return unrouted(dataset, decide(router, dataset, router.objectives[0], in_silence).chosen, overall)
 
     return measured(stage(held_out), models, found_margin(stage(fitted), models, at_most), at_most)
+
+
+def example_routes(train: Dataset, chance: random.Random) -> dict[str, Any]:
+    """The content of a routes file with EXAMPLES prompts of each topic."""
+    routes = {}
+    for number, category in enumerate(train.categories):
+        rows = chance.sample(np.flatnonzero(train.labels == number).tolist(), EXAMPLES)
+        texts = [train.conversations[row].turns[-1].text for row in rows]
+        routes[category] = {"expert": HOME.get(category, category), "examples": texts}
+    return {"routes": routes, "default": "generalist"}
 
 
 def generalist(train: Dataset, held_out: Dataset, at_most: int, draw: int) -> Row:
@@ -191,25 +208,35 @@ def generalist(train: Dataset, held_out: Dataset, at_most: int, draw: int) -> Ro
     return measured(unrouted(held_out, "generalist", overall), models, margin, at_most)
 
 
-def without_topic(train: Dataset, held_out: Dataset, at_most: int, draw: int) -> Row:
+def without_topic(train: Dataset, held_out: Dataset, at_most: int, draw: int, unscored: int = 0) -> Row:
     """Each topic left out in turn, its prompts answered by overall means of the others; all topics together.
 
     Curves need right answers to an expert's own topic, so they are of all topics. Overall means, what others score
-    instead, and the margin, found with a further topic left out in turn, know nothing of the topic.
+    instead, and the margin, found with a further topic left out in turn, know nothing of the topic. With `unscored`
+    prompts of the topic, of which all experts' log-probabilities but no scores are known, these say what others score.
     """
     fitted = half(train, draw)
     models = fitted_models(fitted, np.full(fitted.scores.shape, np.nan))
+
+    def left_out(others: Dataset, dataset: Dataset, topic: int) -> tuple[Stage, Models]:
+        stage, known = _left_out(others, dataset, topic, models)
+        if unscored:
+            rows = np.flatnonzero(fitted.labels == topic)
+            seen = np.random.default_rng([draw, topic]).permutation(rows)[:unscored]
+            known = _by_certainty(models, fitted.rows(seen))
+        return stage, known
+
     rows: list[tuple[Stage, Played, float]] = []
     for topic in range(len(train.categories)):
         others = fitted.rows(np.flatnonzero(fitted.labels != topic))
         tried = {float(margin): 0.0 for margin in MARGINS}
         for further in range(len(train.categories)):
             if further != topic:
-                stage, known = _left_out(others, others, further, models)
+                stage, known = left_out(others, others, further)
                 for margin in tried:
                     tried[margin] += float(chained(stage, known, margin, at_most)[0].scores.mean())
         margin = max(tried, key=lambda one: (round(tried[one], 6), one))
-        stage, known = _left_out(others, held_out, topic, models)
+        stage, known = left_out(others, held_out, topic)
         rows.append((stage, *chained(stage, known, margin, at_most)))
     whole = _together([stage for stage, _, _ in rows])
     one = Played(
@@ -236,6 +263,26 @@ def _left_out(seen: Dataset, dataset: Dataset, topic: int, curves: Models) -> tu
     overall = others.scores.mean(axis=0)
     mine = dataset.rows(np.flatnonzero(dataset.labels == topic))
     return unrouted(mine, np.full(len(mine), int(overall.argmax())), overall), models
+
+
+def _by_certainty(curves: Models, seen: Dataset) -> Models:
+    """With each expert's mean P(right) in the place of its mean score, where another one is right and where wrong."""
+    assert seen.said is not None
+    means, nothing = seen.said.of(TOKENS), np.full(len(seen), np.nan)
+    right = np.column_stack(
+        [probabilities(curves[name].curve(TOKENS), means[:, at], nothing) for at, name in enumerate(seen.experts)]
+    )
+
+    def instead(first: int, other: int) -> Instead:
+        shares = (right[:, first], 1.0 - right[:, first])
+        return Instead(*(float(share @ right[:, other] / max(share.sum(), TINY)) for share in shares))
+
+    return {
+        name: replace(
+            curves[name], instead={other: instead(at, to) for to, other in enumerate(seen.experts) if to != at}
+        )
+        for at, name in enumerate(seen.experts)
+    }
 
 
 def _together(stages: Sequence[Stage]) -> Stage:
@@ -280,6 +327,8 @@ def table(train: Dataset, held_out: Dataset) -> str:
         for name, measure in kinds.items()
         for at_most in (1, 2, 5)
     ]
+    unscored = partial(without_topic, train, held_out, 1, unscored=UNSCORED)
+    cases.append((f"the same, {UNSCORED} prompts of it asked of all, unscored, once", unscored))
     cases.append(("the trained router, by its own rule, once", partial(trained, held_out)))
     lines = [_line(name, [measure(draw) for draw in range(DRAWS)]) for name, measure in cases]
     return "\n".join(

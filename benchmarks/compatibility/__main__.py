@@ -28,6 +28,7 @@ DOCUMENT = ROOT / "docs/compatibility.md"
 NODE_SCRIPT = Path(__file__).with_name("node_clients.mjs")
 # Requests that our server refuses before any engine sees them: only status and the client's exception are compared.
 REFUSED_BY_US = frozenset(("an unknown model", "no messages"))
+NOT_ROUTED = frozenset(("embeddings", "tokens"))  # a model is named
 
 Answers = dict[str, dict[str, Any]]
 
@@ -67,11 +68,11 @@ def ask_all(url_of: Callable[[str], str], node: Path | None, model: str = EXPERT
     for group, cases in CASES.items():
         url = url_of(group)
         with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=180) as client:
-            side = Side(url, model, EMBEDDER, client)
+            side = Side(url, EXPERT if group in NOT_ROUTED else model, EMBEDDER, client)
             answers[group] = {name: settled(answer(ask, side)) for name, ask in cases.items()}
         print(f"{url}: {group}", file=sys.stderr, flush=True)
     if node is not None:
-        answers["Node"] = settled(ask_node(url_of("chat"), node))
+        answers["Node"] = settled(ask_node(url_of("chat"), node, model))
     return answers
 
 
@@ -82,9 +83,9 @@ def answer(ask: Callable[[Side], Any], side: Side) -> Any:
         return refusal(error)
 
 
-def ask_node(url: str, node: Path) -> Any:
+def ask_node(url: str, node: Path, model: str) -> Any:
     run = subprocess.run(
-        ["node", NODE_SCRIPT, url, EXPERT],
+        ["node", NODE_SCRIPT, url, model],
         env=os.environ | {"NODE_PACKAGES": str(node.resolve())},
         capture_output=True,
         text=True,

@@ -102,9 +102,15 @@ def ours(vllm: Path, folder: Path, judged: bool = False) -> Iterator[str]:
 
 
 def save_router(folder: Path) -> None:
-    """A router that prefers the generating expert, holds its first tokens, and is always sure of them."""
-    known: dict[str, Any] = {"total_params_b": 1.0, "context_tokens": None, "vision": True, "tools": True}
-    entries = [ExpertEntry(name=name, active_params_b=1.0, **known) for name in (EXPERT, OTHER)]
+    """A router that prefers the generating expert, holds its first tokens, and is always sure of them.
+
+    The other expert takes no image and no more tokens: it would answer what the first one must refuse.
+    """
+    known: dict[str, Any] = {"active_params_b": 1.0, "total_params_b": 1.0, "tools": True}
+    entries = [
+        ExpertEntry(name=EXPERT, context_tokens=None, vision=True, **known),
+        ExpertEntry(name=OTHER, context_tokens=CONTEXT_TOKENS, vision=False, **known),
+    ]
     scores = {
         name: ScoreEntry(score=score, prompts=9, standard_error=0.1) for name, score in ((EXPERT, 0.9), (OTHER, 0.5))
     }

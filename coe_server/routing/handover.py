@@ -50,7 +50,8 @@ class Judge:
 
     `wasted`: the share of its answer that is generated before the judgement. `overall`: mean scores of rated experts.
     `chance`: the probability of a handover. `judged`: experts whose expected score is P(right) of their own answer.
-    `beyond`: experts of other routes that may take over.
+    `beyond`: experts of other routes that may take over. `before`: the models of the judged experts that were unsure,
+    each with P(right) of its answer.
     """
 
     model: CertaintyModel
@@ -62,6 +63,7 @@ class Judge:
     chance: float
     judged: frozenset[str] = frozenset()
     beyond: frozenset[str] = frozenset()
+    before: tuple[tuple[CertaintyModel, float], ...] = ()
 
     def certainty(self, logprobs: Sequence[float]) -> float:
         """P(right) of an answer whose tokens so far have these log-probabilities, of which there is at least one."""
@@ -75,7 +77,8 @@ class Judge:
         `left_seconds`: until the caller's deadline. The first expert keeps its place in the ranking, by its certainty.
         """
         first, *others = decision.ranking
-        free = [one for one in others if self._may(one) and _comes_in_time(now.get(one.expert), left_seconds)]
+        able = [one for one in others if self._may(one) and _comes_in_time(now.get(one.expert), left_seconds)]
+        free = [one for one in able if one.expert not in self.judged or _certainty_of(one) > certainty]
         if not free:
             return None
         values = {one.expert: self._value(one, certainty, now) for one in free}
@@ -101,12 +104,12 @@ class Judge:
     def likely_successor(self, decision: RoutingDecision) -> str:
         """The expert that would take over now, of a decision that may be handed over."""
         likely = (one for one in decision.ranking[1:] if self._may(one))
-        return max(likely, key=lambda one: self._score(one, 0.0) - _price(one)).expert
+        return max(likely, key=lambda one: self._worth(one, 0.0)).expert
 
     def may_hand_over(self, decision: RoutingDecision) -> bool:
         """True if another expert would take over from an answer that is certainly wrong."""
         first, *others = decision.ranking
-        values = [self._score(one, 0.0) - _price(one) for one in others if self._may(one)]
+        values = [self._worth(one, 0.0) for one in others if self._may(one)]
         return bool(values) and self.rule.takes(-_price(first) * (1.0 - self.wasted), max(values))
 
     def _may(self, one: RankedExpert) -> bool:
@@ -114,15 +117,21 @@ class Judge:
 
     def _value(self, one: RankedExpert, certainty: float, now: Mapping[str, Availability]) -> float:
         wait_seconds = now[one.expert].predicted_wait_seconds
-        return self._score(one, certainty) - _price(one) - wait_seconds * self.score_per_second
+        return self._worth(one, certainty) - wait_seconds * self.score_per_second
+
+    def _worth(self, one: RankedExpert, certainty: float) -> float:
+        """The expected score less the cost. A negative margin is in favour of experts that were not asked yet."""
+        handicap = min(self.rule.margin, 0.0) if one.expert in self.judged else 0.0
+        return self._score(one, certainty) - _price(one) + handicap
 
     def _score(self, one: RankedExpert, certainty: float) -> float:
-        """What is expected of another expert. Where the router says nothing of this prompt, the first one's failure
-        tells more than overall means."""
+        """What is expected of another expert. Where the router says nothing of this prompt, the failures of the first
+        one and of those before it tell more than overall means."""
         if self.expected is None and one.expert not in self.judged:
-            instead = self.model.expected_instead(one.expert, certainty)
-            if instead is not None:
-                return instead
+            unsure = (*self.before, (self.model, certainty))
+            instead = [model.expected_instead(one.expert, right) for model, right in unsure]
+            if known := [score for score in instead if score is not None]:
+                return min(known)
         return self.overall.get(one.expert, UNRATED) if one.expected_score is None else one.expected_score
 
 
@@ -172,6 +181,7 @@ class Judges:
             *(model, rule, expected, wasted, terms.score_per_second, self._overall, self._chance(decision)),
             frozenset(one.first for one in decision.handovers),
             self._beyond(decision, conversation, options),
+            tuple((self._models[one.first], one.certainty) for one in decision.handovers),
         )
         return judge if judge.may_hand_over(decision) else None
 
@@ -223,6 +233,11 @@ def _is_able(expert: Profile, conversation: Conversation, options: RouteOptions)
 
 def _comes_in_time(there: Availability | None, left_seconds: float) -> bool:
     return there is not None and there.unavailable is None and there.predicted_wait_seconds < left_seconds
+
+
+def _certainty_of(judged: RankedExpert) -> float:
+    """P(right) of the answer of an expert that was judged before."""
+    return 0.0 if judged.expected_score is None else judged.expected_score
 
 
 def _price(one: RankedExpert) -> float:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from coe_server.routing.certainty import FIRST_TOKENS, Handover
+from coe_server.routing.certainty import FIRST_TOKENS, WHOLE, Handover
 from router_training.assignment.milp import choices
 from router_training.classifier.certainty import Models, fitted_models, probabilities
 from router_training.data.dataset import Dataset
@@ -130,8 +130,14 @@ def judged(stage: Stage, models: Models, tokens: int) -> Judgement:
     values = after - stage.penalty[:, np.newaxis] * stage.costs
     values[rows, stage.first] = -np.inf
     seconds = np.nan_to_num(values, nan=-np.inf).argmax(axis=1)
-    advantages = values[rows, seconds] - (right - stage.penalty * stage.costs[stage.first])
+    rest = 1.0 - _spent_share(stage, tokens)  # the answer that stays still costs this share
+    advantages = values[rows, seconds] - (right - stage.penalty * stage.costs[stage.first] * rest)
     return Judgement(seconds, np.where(np.isnan(advantages), -np.inf, advantages))
+
+
+def _spent_share(stage: Stage, tokens: int) -> float:
+    """The share of an average answer that is generated before the judgement: its own length is not known then."""
+    return 1.0 if tokens == WHOLE else min(1.0, tokens / stage.unit)
 
 
 def played(stage: Stage, judgement: Judgement, margin: float, tokens: int) -> Played:

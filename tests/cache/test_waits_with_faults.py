@@ -156,8 +156,8 @@ class Stage:
         return Played(tuple(self.waits), bounds, had_effect, turn_seconds(LIMITS) + slowest)
 
 
-async def play(machine, timings, requests, faults):
-    stage = Stage(machine, timings)
+async def play(machine, timings, requests, faults, stage_of=Stage):
+    stage = stage_of(machine, timings)
     conductor = asyncio.create_task(stage.cache.run())
     try:
         async with asyncio.TaskGroup() as group:

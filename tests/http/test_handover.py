@@ -1,6 +1,7 @@
 """An expert whose first tokens are unsure hands over before a byte of its answer is sent."""
 
 import json
+import re
 import threading
 from types import SimpleNamespace
 
@@ -243,6 +244,49 @@ def test_an_answer_that_follows_a_grammar_or_a_name_is_not_judged(router, fields
         assert headers["x-coe-expert"] == "linguist"
         assert "x-coe-certainty" not in headers
         assert metric(server, "coe_held_seconds_count") == 0
+
+
+OTHER_APIS = {
+    "/v1/messages": {"messages": [{"role": "user", "content": WORDS}], "max_tokens": 20},
+    "/v1/responses": {"input": WORDS},
+}
+
+
+@pytest.mark.parametrize("path", OTHER_APIS)
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_other_apis_answer_as_by_a_router_without_handover(router, tmp_path, path, stream):
+    def answer(team, one):
+        with running_server(team, router=one) as server:
+            asked = json.dumps({"model": "auto", "stream": stream, **OTHER_APIS[path]})
+            found = server.ask("POST", path, asked)
+            return *found, metric(server, "coe_held_seconds_count")
+
+    team = {name: Hearing(name) for name in SIZES}
+    status, headers, raw, judged_count = answer(team, router)
+    assert (status, headers["x-coe-expert"], headers["x-coe-reason"], judged_count) == (200, "linguist", "mapped", 0)
+    assert "x-coe-certainty" not in headers
+    (heard,) = team["linguist"].heard
+    assert b"logprobs" not in heard
+    _, plain_headers, plain, _ = answer({name: simulated(name) for name in SIZES}, routed(tmp_path / "plain", None))
+    assert without_ids(raw) == without_ids(plain)
+    assert set(headers) == set(plain_headers)
+
+
+class Hearing(Breaking):
+    """Keeps the bodies that it is sent."""
+
+    def __init__(self, name):
+        super().__init__(name, [])
+        self.heard = []
+
+    def send(self, request):
+        self.heard.append(request.whole_body)
+        return super().send(request)
+
+
+def without_ids(raw):
+    """Without times and ids."""
+    return re.sub(rb"[0-9a-f]{6,}", b"", raw)
 
 
 def test_values_that_force_nothing_are_no_reason_not_to_judge(router):

@@ -108,6 +108,56 @@ def test_where_the_router_says_nothing_the_expert_that_knows_what_the_first_lack
     assert sure_of_its_own.successor(decision, 0.0, PRESENT, math.inf).handovers[-1].expected == 0.5
 
 
+def test_an_answer_goes_back_only_to_an_expert_that_was_surer_even_if_the_margin_is_negative() -> None:
+    back = replace(judge(margin=-0.4), judged=frozenset({"first"}))
+    for was_sure, goes_back in ((0.4, False), (0.5, False), (0.6, True)):
+        decision = decided(ranked("second", 0.6), ranked("first", was_sure))
+        found = back.successor(decision, 0.5, PRESENT, math.inf)
+        assert (found is not None) == goes_back
+        assert back.may_hand_over(decision)  # the second one may be less sure than that
+    forward = replace(judge(margin=-0.4), judged=frozenset({"first"}))
+    found = forward.successor(decided(ranked("second", 0.6), ranked("first", 0.4), THIRD), 0.6, PRESENT, math.inf)
+    assert found is not None
+    assert found.expert == "third"
+
+
+@given(
+    st.lists(st.floats(0.0, 1.0), min_size=3, max_size=3),
+    st.floats(-1.0, 1.0),
+    st.integers(1, 6),
+    st.booleans(),
+)
+def test_a_chain_ends_within_its_handovers_and_asks_a_judged_expert_again_only_if_it_was_surer(
+    certainties: list[float], margin: float, at_most: int, is_known: bool
+) -> None:
+    one = router(HandoverTerms(at_most=at_most, margin=margin))
+    said, now = dict(zip(SIZES, certainties, strict=True)), dict.fromkeys(SIZES, HERE)
+    text = TEXTS["french"] if is_known else FOREIGN
+    asked, decision = judged(one, text)
+    passed = [decision.expert]
+    while asked is not None:
+        after = asked.successor(decision, said[decision.expert], now, math.inf)
+        if after is None:
+            break
+        if after.expert in passed:
+            assert said[after.expert] > said[decision.expert]
+        decision = after
+        passed.append(decision.expert)
+        asked = one.judges.of(decision, Conversation.of_prompt(text), RouteOptions(), True)
+    assert len(passed) - 1 == len(decision.handovers) <= at_most
+    assert all(passed.count(name) <= 2 for name in passed)
+    assert len(set(passed[:-1])) == len(passed[:-1])  # only the last one may be there a second time
+
+
+def test_where_the_router_says_nothing_the_next_expert_is_judged_by_all_that_were_unsure_before_it() -> None:
+    first, second = ({"third": Instead(0.0, 0.2)}, {"third": Instead(0.0, 0.9)})
+    asked = replace(judge(), expected=None, model=replace(MODEL, instead=second), judged=frozenset({"first"}))
+    decision = decided(ranked("second", None), ranked("first", 0.1), ranked("third", None))
+    assert asked.successor(decision, 0.0, PRESENT, math.inf).handovers[-1].expected == 0.9
+    before = replace(asked, before=((replace(MODEL, instead=first), 0.0),))
+    assert before.successor(decision, 0.0, PRESENT, math.inf).handovers[-1].expected == 0.2
+
+
 def test_a_start_that_was_spent_makes_staying_cheaper() -> None:
     ranking = (ranked("first", 0.8, price=0.2), ranked("second", 0.6, price=0.2))
     assert judge(wasted=0.0).successor(decided(*ranking), 0.4, PRESENT, math.inf) is not None

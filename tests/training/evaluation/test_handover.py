@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from coe_server.routing.certainty import CertaintyModel, Handover, certainty
+from coe_server.routing.certainty import WHOLE, CertaintyModel, Handover, certainty
+from coe_server.routing.decision import RankedExpert
+from coe_server.routing.handover import Judge
 from router_training.classifier.certainty import (
     auroc,
     certainties,
@@ -93,6 +96,29 @@ def test_wasted_tokens_are_counted() -> None:
     assert played(world, judgement, -NEVER, 0).spent.mean() == pytest.approx(4.0)
     taken = world.dataset.scores[np.arange(100), np.argsort(-world.allowed, axis=1)[:, 1]]
     assert played(world, judgement, -NEVER, 4).scores.tolist() == taken.tolist()
+
+
+@pytest.mark.parametrize("tokens", [4, 8, WHOLE])
+def test_the_answer_that_stays_still_costs_its_rest_as_serving_counts_it(tokens: int) -> None:
+    penalty, cost = 0.2, 2.0
+    world = replace(stage(200, PAYS, costs=(cost, cost, cost)), penalty=np.full(200, penalty))
+    models = fitted_models(world.dataset, world.expected)
+    found = judged(world, models, tokens)
+    wasted = tokens / LENGTH if tokens else 1.0
+    for row in range(10):
+        names = [EXPERTS[world.first[row]], EXPERTS[found.seconds[row]]]
+        scores = [float(world.allowed[row, EXPERTS.index(name)]) for name in names]
+        first, second = (
+            RankedExpert(name, score, cost, score - penalty * cost, "device", 0.0, None)
+            for name, score in zip(names, scores, strict=True)
+        )
+        serving = Judge(models[names[0]], Handover(tokens, 0.0), scores[0], wasted, 0.0, {}, 0.2)
+        assert world.dataset.said is not None
+        right = serving.certainty([float(world.dataset.said.of(tokens)[row, world.first[row]])] * 4)
+        stays = right - penalty * cost * (1.0 - wasted)
+        assert found.advantages[row] == pytest.approx(second.value - stays)
+        decision = SimpleNamespace(ranking=(first, second))
+        assert serving.may_hand_over(decision) == (second.value > -penalty * cost * (1.0 - wasted))
 
 
 def test_dear_experts_are_compared_with_what_the_router_reaches_for_their_price() -> None:
