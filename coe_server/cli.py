@@ -32,26 +32,39 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
-    help="One OpenAI-compatible endpoint for many experts: routed by a router you train, served by vLLM.",
+    rich_markup_mode="markdown",
+    help="""One OpenAI-compatible endpoint for many experts; a router chooses the expert of each prompt.
+
+    1. `coe init` writes serve.yaml from the models of this machine; `coe config --example serve` explains every key.
+
+    2. `coe validate serve.yaml` shows what fits.
+
+    3. `coe serve serve.yaml` serves http://127.0.0.1:8080/v1, and a page at http://127.0.0.1:8080.
+
+    A router: `coe config --example routes`, or `coe-train --help`.""",
 )
 journal = typer.Typer(no_args_is_help=True, help="The decision log of a server.")
 cluster = typer.Typer(no_args_is_help=True, help="Nodes: on a Ray cluster, and of a front.")
 
-COMMANDS: dict[typer.Typer, tuple[Callable[..., None], ...]] = {  # each under its function's name, in the help's order
-    app: (
-        *(bench, add, remove, config, init, serve, pull, validate, route, experts),
-        *(load, unload, pin, unpin, restart, logs, simulate),
-    ),
-    journal: (export,),
-    cluster: (up, status, down, drain, resume),
+SET_UP, RUNNING, PLANNING = "Set up and serve", "A running server", "Measure and plan"
+COMMANDS: dict[typer.Typer, dict[str | None, tuple[Callable[..., None], ...]]] = {
+    # group of commands -> panel of its help -> commands, in the help's order, each under its function's name
+    app: {
+        SET_UP: (init, config, validate, pull, serve, add, remove),
+        RUNNING: (experts, load, unload, pin, unpin, restart, logs),
+        PLANNING: (route, bench, simulate),
+    },
+    journal: {None: (export,)},
+    cluster: {None: (up, status, down, drain, resume)},
 }
-for group, commands in COMMANDS.items():
-    for command in commands:
-        group.command()(command)
-app.add_typer(keys.app, name="keys")
-app.add_typer(learning.app, name="learning")
-app.add_typer(journal, name="journal")
-app.add_typer(cluster, name="cluster")
+for group, panels in COMMANDS.items():
+    for panel, commands in panels.items():
+        for command in commands:
+            group.command(rich_help_panel=panel)(command)
+app.add_typer(keys.app, name="keys", rich_help_panel=SET_UP)
+app.add_typer(learning.app, name="learning", rich_help_panel=RUNNING)
+app.add_typer(journal, name="journal", rich_help_panel=RUNNING)
+app.add_typer(cluster, name="cluster", rich_help_panel=RUNNING)
 
 
 def _show_version(asked: bool) -> None:

@@ -160,15 +160,30 @@ def _embedded(router: Router, conversations: Sequence[Conversation]) -> Sequence
 
 
 def show_wanted(wanted: Wanted, console: Console) -> None:
-    """Print both lists."""
-    table = Table("prompt_id", "prompt", "which of these?", title="worth a label")
-    for one in wanted.label:
-        table.add_row(visible(one.prompt_id), shown(one.text), visible(_doubt(one)))
-    console.print(table)
-    table = Table("prompt_id", "prompt", "category", title="worth outcomes of every expert")
-    for one in wanted.collect:
-        table.add_row(visible(one.prompt_id), shown(one.text), visible(one.label or one.top[0]))
-    console.print(table)
+    """Print both lists; a sentence in place of an empty one."""
+    _show("worth a label", "which of these?", [(one, _doubt(one)) for one in wanted.label], console)
+    if not wanted.label:
+        console.print("Nothing to label: every prompt has a category.")
+    _show(
+        "worth outcomes of every expert",
+        "category",
+        [(one, one.label or one.top[0]) for one in wanted.collect],
+        console,
+    )
+    if not wanted.collect:
+        console.print("Nothing to collect: every prompt has outcomes or is in the list above.")
+
+
+def _show(title: str, column: str, rows: Sequence[tuple[Seen, str]], console: Console) -> None:
+    """A table in which ids stand whole, to be copied; nothing without rows."""
+    table = Table(title=title)
+    table.add_column("prompt_id", overflow="fold")
+    table.add_column("prompt")
+    table.add_column(column)
+    for one, told in rows:
+        table.add_row(visible(one.prompt_id), shown(one.text), visible(told))
+    if rows:
+        console.print(table)
 
 
 def _doubt(one: Seen) -> str:

@@ -27,24 +27,20 @@ app = typer.Typer(
 
     3. A config that names both files and your experts: `coe config --example train` explains every key.
 
-    4. coe-train fit CONFIG --out artifacts/router; then point the server's router.artifact at that folder.""",
+    4. coe-train fit CONFIG --out artifacts/router; then point the server's router.artifact at that folder.
+
+    Without outcomes: coe-train draft routes.yaml --out router makes one from a few examples of each route.""",
 )
 
-COMMANDS: dict[str, Callable[..., None]] = {  # in the order of the help
-    "fit": fit,
-    "draft": draft,
-    "check": check,
-    "evaluate": evaluate,
-    "collect": collect,
-    "prompts": prompts,
-    "ask": ask,
-    "map": map_,
-    "compare": compare,
-    "report": report,
-    "probe": probe,
+COMMANDS: dict[str, dict[str, Callable[..., None]]] = {  # panel of the help -> commands, in its order
+    "A router from examples": {"draft": draft},
+    "Data": {"prompts": prompts, "collect": collect, "ask": ask, "check": check},
+    "A router from outcomes": {"fit": fit, "map": map_},
+    "What it is worth": {"evaluate": evaluate, "report": report, "probe": probe, "compare": compare},
 }
-for name, command in COMMANDS.items():
-    app.command(name)(command)
+for panel, commands in COMMANDS.items():
+    for name, command in commands.items():
+        app.command(name, rich_help_panel=panel)(command)
 
 
 def _show_version(asked: bool) -> None:
@@ -56,7 +52,7 @@ def _show_version(asked: bool) -> None:
 @app.callback()
 def coe_train(
     _: Annotated[
-        bool, typer.Option("--version", help="Show the version and end.", callback=_show_version, is_eager=True)
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
     ] = False,
 ) -> None:
     """Options of every command."""

@@ -84,6 +84,21 @@ def test_every_command_and_every_page_of_the_operator_is_in_its_tables():
     assert all(f"`GET {page}`" in README for page in pages)
 
 
+@pytest.mark.parametrize("app", [coe, coe_train])
+def test_every_command_has_a_panel_and_an_example_and_names_its_file_in_capitals(app):
+    for name, command in _commands(app):
+        assert "Example" in (command.help or ""), name
+        arguments = [one for one in command.params if one.param_type_name == "argument"]
+        assert all((one.metavar or one.name).isupper() or "[" in (one.metavar or "") for one in arguments), name
+    for name, command in typer.main.get_command(app).commands.items():
+        assert command.rich_help_panel, name
+
+
+def _commands(app):
+    for name, command in typer.main.get_command(app).commands.items():
+        yield from getattr(command, "commands", {name: command}).items()
+
+
 def _admin_pages(text):
     prefix = "/admin" if 'prefix="/admin"' in text else ""
     found = (prefix + path for path in re.findall(r'\.get\("(/[a-z/]+)"', text))

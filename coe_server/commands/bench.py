@@ -24,7 +24,7 @@ CONCURRENCY, REQUESTS = 8, 100  # defaults
 
 def bench(
     url: Annotated[str, typer.Argument(metavar="URL", help="An OpenAI endpoint, e.g. http://127.0.0.1:8080/v1")],
-    model: Annotated[str, typer.Option(help="Value of model: auto, auto:<objective> or a name.")] = "auto",
+    model: Annotated[str, typer.Option(help="Value of model: auto, auto:OBJECTIVE or a name.")] = "auto",
     concurrency: Annotated[int | None, typer.Option(help="Requests in flight. Default 8.", min=1)] = None,
     rate: Annotated[
         float | None, typer.Option(help="Requests per second, however many are in flight; replaces --concurrency.")

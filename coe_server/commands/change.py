@@ -119,11 +119,16 @@ def entry_of(model: str, name: str | None, settings: Mapping[str, Any]) -> dict[
     """The entry in `experts`. Raises ConfigError if a local model cannot be served."""
     place = Path(model).expanduser()
     if model.startswith(("https://", "http://")):
+        if "model" not in settings and "engine" not in settings:
+            key = f"experts.{name}.model" if name else "model"
+            raise ConfigError(f"{key}: is missing; name the model at the endpoint, e.g. --set model=large")
         entry: dict[str, Any] = {"engine": "remote", "base_url": model}
         known_as = str(settings.get("model", model))
     elif place.exists():
         entry = dict(_proposed(place)) if "engine" not in settings else {"model": str(place.absolute())}
         known_as = place.name.removesuffix(".gguf")
+    elif model.startswith((".", "/", "~")) or place.suffix == ".gguf":
+        raise ConfigError(f"{model}: there is no such file or folder")
     else:
         entry = {"engine": "vllm", "model": model} if settings.get("engine", "vllm") != "simulated" else {}
         known_as = model

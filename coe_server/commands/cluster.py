@@ -58,7 +58,10 @@ def status(
     address: RayAddress = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
 ) -> None:
-    """Show the nodes on a Ray cluster: where they are, how long they have run, and why the run before ended."""
+    """Show the nodes on a Ray cluster: where they are, how long they have run, and why the run before ended.
+
+    Example: coe cluster status
+    """
     with mistakes_as_sentences(), connected(address) as cluster:
         members = cluster.members()
     if as_json:
@@ -68,7 +71,10 @@ def status(
 
 
 def down(address: RayAddress = "auto") -> None:
-    """End all nodes on a Ray cluster, and their directory. Answers in progress have http.shutdown_seconds."""
+    """End all nodes on a Ray cluster, and their directory. Answers in progress have http.shutdown_seconds.
+
+    Example: coe cluster down
+    """
     with mistakes_as_sentences(), connected(address) as cluster:
         count = cluster.take_down()
     typer.echo(f"{count} {'node has' if count == 1 else 'nodes have'} ended")

@@ -45,7 +45,10 @@ def drain(
 
 
 def resume(config: FrontConfig, node: NodeName, port: Port = None, admin_key: AdminKey = None) -> None:
-    """Use a drained node again."""
+    """Use a drained node again.
+
+    Example: coe cluster resume front.yaml left
+    """
     with mistakes_as_sentences():
         server_of(load_config(config), port, admin_key).tell(f"/admin/nodes/{node}/resume")
     typer.echo(f"{node} gets requests again")

@@ -55,6 +55,8 @@ def experts(
     holds, where there are several.
 
     A narrow terminal gets fewer columns, a file or a pipe all of them.
+
+    Examples: coe experts serve.yaml; coe experts serve.yaml --watch
     """
     with mistakes_as_sentences():
         settings = load_config(config)

@@ -23,6 +23,8 @@ def export(
 
     feedback.jsonl: every routed decision with its rating, for `coe-train map ARTIFACT --feedback`. prompts.jsonl and
     outcomes.jsonl: kept prompts (log.prompts: true) and their ratings as outcomes, for `coe-train fit`.
+
+    Example: coe journal export serve.yaml --out journal
     """
     with mistakes_as_sentences():
         require_writable_folder("--out", out)

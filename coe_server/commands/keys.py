@@ -23,7 +23,7 @@ app = typer.Typer(
 )
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="The server's YAML file; its keys.file is changed.")]
-Name = Annotated[str, typer.Argument(help="Name of the key; it appears in metrics and in the log.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the key; it appears in metrics and in the log.")]
 
 
 @app.command()
@@ -97,7 +97,10 @@ def add(
 
 @app.command(name="list")
 def show(config: ConfigPath) -> None:
-    """Show the names of the keys and what each may do; the keys themselves are not stored."""
+    """Show the names of the keys and what each may do; the keys themselves are not stored.
+
+    Example: coe keys list serve.yaml
+    """
     with mistakes_as_sentences():
         found = read_keys(_file(load_config(config).keys.file))
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -132,7 +135,10 @@ def show(config: ConfigPath) -> None:
 
 @app.command()
 def remove(config: ConfigPath, name: Name) -> None:
-    """Remove a key. A running server refuses it after a reload."""
+    """Remove a key. A running server refuses it after a reload.
+
+    Example: coe keys remove serve.yaml alice
+    """
     with mistakes_as_sentences():
         file = _file(load_config(config).keys.file)
         found = read_keys(file)

@@ -54,7 +54,10 @@ def pin(
 
 
 def unpin(config: Config, name: Name, node: Node = None, port: Port = None, admin_key: AdminKey = None) -> None:
-    """Remove an expert's pin. Example: coe unpin serve.yaml coder"""
+    """Remove an expert's pin.
+
+    Example: coe unpin serve.yaml coder
+    """
     _say(_told(config, port, admin_key, name, "unpin", node=node))
 
 

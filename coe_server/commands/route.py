@@ -26,11 +26,14 @@ WIDTH_OF_A_FILE = 300  # columns: names of up to 200 characters are whole
 
 def route(
     config: ConfigPath,
-    prompt: Annotated[str, typer.Argument(help="The prompt to route.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The prompt to route.")],
     objective: Annotated[str | None, typer.Option(help="The objective to decide under.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole decision as JSON.")] = False,
 ) -> None:
-    """Show which expert a prompt would go to, and why. Nothing is started; no expert counts as loaded."""
+    """Show which expert a prompt would go to, and why. Nothing is started; no expert counts as loaded.
+
+    Example: coe route serve.yaml "Sort a list in python"
+    """
     with mistakes_as_sentences():
         settings = load_config(config)
         decision = decide_offline(settings, prompt, objective)

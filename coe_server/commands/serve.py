@@ -37,6 +37,8 @@ def serve(
 
     Experts to preload are started one at a time; GET /readyz answers 200 once they are loaded. All experts are stopped
     when the server ends, even if it is killed. SIGHUP reloads the artifact and the configuration.
+
+    Examples: coe serve serve.yaml; coe serve serve.yaml --names-only --port 8081
     """
     refuse_inspection()  # before a secret is read
     from coe_server.app import build_server  # noqa: PLC0415 - the web framework, which no other command needs

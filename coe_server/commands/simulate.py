@@ -78,6 +78,8 @@ def simulate(
     No engine is started; a virtual clock runs hours of traffic in seconds. Model: an engine serves up to
     max_concurrency requests at once at full speed. Serving share = W / (W + blocked); W: seconds that all answers take
     alone; blocked: seconds in which a request waits and none generates.
+
+    Examples: coe simulate --profile bursty; coe simulate serve.yaml --trace trace.jsonl --policy coe
     """
     options = SimulationOptions(
         config, trace, profile, experts, requests, seed, on_device, in_host, cards, wide, nodes, policy, tolerance

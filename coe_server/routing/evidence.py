@@ -133,7 +133,10 @@ def resumed(found: Evidence, before: Learned, seed: int = 0) -> Learned:
 
 
 def compared(found: Evidence, rows: Mapping[str, int], columns: Mapping[str, int], means: Vector) -> list[Difference]:
-    """In each rated category, the best expert by the table `means` against each other."""
+    """In each rated category, the best expert by the table `means` against each other.
+
+    Only experts that could be drawn there, or were compared: others may be forbidden, as by a route.
+    """
     names, ratings, differs = list(columns), found.ratings, []
     for category, row in rows.items():
         mine = ratings.categories == row
@@ -141,8 +144,10 @@ def compared(found: Evidence, rows: Mapping[str, int], columns: Mapping[str, int
         if not mine.any() and not judged:
             continue
         counts = np.bincount(ratings.experts[mine], minlength=len(names))
-        best = int((_expected(ratings, mine, counts) + means[row]).argmax())
-        for other in range(len(names)):
+        of_pairs = {name for one in judged for name in one.experts}
+        possible = found.probabilities[mine].any(axis=0) | np.array([name in of_pairs for name in names])
+        best = int(np.where(possible, _expected(ratings, mine, counts) + means[row], -np.inf).argmax())
+        for other in np.flatnonzero(possible).tolist():
             if other == best:
                 continue
             values = differences(ratings.experts[mine], ratings.scores[mine], found.probabilities[mine], other, best)

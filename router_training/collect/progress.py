@@ -213,21 +213,28 @@ def show_tally(tally: Tally, out: Path, raw: Path, console: Console) -> None:
         show_findings(tally.findings, console)
     if tally.note is not None:
         console.print(tally.note, style="yellow", markup=False)
-    table = Table("expert", "mean score")
-    for column in ("answers", "no outcome", *FAULTS, "output tokens", "s per answer"):
-        table.add_column(column, justify="right")
-    for expert, one in tally.by_expert.items():
-        mean = "-" if one.mean_score is None else f"{one.mean_score:.3f}"
-        per_answer = f"{one.seconds / one.answers:.2f}" if one.answers else "-"
-        counts = (one.answers, one.missing, *(one.faults[fault] for fault in FAULTS), one.output_tokens)
-        table.add_row(expert, mean, *(f"{count:,}" for count in counts), per_answer)
-    console.print(table)
+    console.print(_table(tally))
     for problem in tally.problems:
         console.print(visible(problem), style="yellow", markup=False)
     if tally.may_grow:
         console.print("Some requests failed; run the same command again to repeat only those.", style="yellow")
     written = f"{len(tally.outcomes):,} outcomes -> {out}" if tally.outcomes else f"no outcomes; {out} was not written"
     console.print(f"{written}; every answer is in {raw}", markup=False)
+
+
+def _table(tally: Tally) -> Table:
+    """A row for each expert, narrow enough for 80 characters; faults that no expert has take no column."""
+    faults = [fault for fault in FAULTS if any(one.faults[fault] for one in tally.by_expert.values())]
+    apart = 1 if len(faults) > 1 else 2
+    table = Table("expert", box=None, pad_edge=False, padding=(0, apart, 0, 0))
+    for column in ("mean\nscore", "answers", "no\noutcome", *faults, "output\ntokens", "s per\nanswer"):
+        table.add_column(column, justify="right")
+    for expert, one in tally.by_expert.items():
+        mean = "-" if one.mean_score is None else f"{one.mean_score:.3f}"
+        per_answer = f"{one.seconds / one.answers:.2f}" if one.answers else "-"
+        counts = (one.answers, one.missing, *(one.faults[fault] for fault in faults), one.output_tokens)
+        table.add_row(expert, mean, *(f"{count:,}" for count in counts), per_answer)
+    return table
 
 
 EVERYTHING = "everything"

@@ -19,7 +19,9 @@ from router_training.config import read_config
 
 
 def prompts(
-    routes: Annotated[Path, typer.Argument(help="The routes (YAML): their examples say what to write.")],
+    routes: Annotated[
+        Path, typer.Argument(metavar="ROUTES", help="The routes (YAML): their examples say what to write.")
+    ],
     expert: Annotated[str, typer.Option("--from", help="The expert that writes, by its name at the endpoint.")],
     out: Annotated[Path, typer.Option(help="The prompts file to write, .jsonl; one already there is replaced.")],
     per_category: Annotated[int, typer.Option(min=1, max=1000, help="Prompts for each route with examples.")] = 50,
@@ -31,6 +33,8 @@ def prompts(
     They are marked synthetic: training uses them, and nothing is measured on them. Near-duplicates are dropped. An
     expert may be better at its own prompts than at users': `coe-train check` says by how much.
     Exit 0: as many as asked for. Exit 4: fewer. Exit 2: none, or wrong input.
+
+    Example: coe-train prompts routes.yaml --from generalist --out synthetic.jsonl
     """
     with mistakes_as_sentences():
         from coe_server.config.routes import read_routes
@@ -50,7 +54,10 @@ def prompts(
 
 def collect(
     config: Annotated[
-        Path, typer.Argument(help="Experts and scorer (YAML); `coe config --example collect` explains every key.")
+        Path,
+        typer.Argument(
+            metavar="CONFIG", help="Experts and scorer (YAML); `coe config --example collect` explains every key."
+        ),
     ],
     prompts: Annotated[list[Path], typer.Option(help="Prompts, JSONL or Parquet; may be given several times.")],
     out: Annotated[Path, typer.Option(help="The outcomes to write: .jsonl or .parquet.")],
@@ -72,6 +79,8 @@ def collect(
     --rescore scores recorded answers with another scorer; a judge is queried only for missing verdicts.
     Exit 0: every outcome that can be scored is. Exit 4: requests failed; the same command repeats only those.
     Exit 2: wrong input.
+
+    Example: coe-train collect collect.yaml --prompts prompts.jsonl --out outcomes.jsonl
     """
     with mistakes_as_sentences():
         from router_training.collect.progress import TerminalBars, show_cost_factors, show_steps, show_tally
@@ -96,11 +105,15 @@ def collect(
             raise typer.Exit(EXIT_INCOMPLETE)
 
 
-def check(config: Annotated[Path, typer.Argument(help="The training config (YAML); nothing is trained.")]) -> None:
+def check(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The training config (YAML); nothing is trained.")],
+) -> None:
     """Read the data of a config and show what is in it.
 
     Shows rows, categories, groups, each expert's coverage, near-duplicates, and warnings about what may make a router
     worse. Exit 0: the data can be trained on. Exit 2: it cannot; a sentence says why.
+
+    Example: coe-train check train.yaml
     """
     with mistakes_as_sentences():
         from router_training.data.checks import require_trainable
@@ -120,7 +133,7 @@ def check(config: Annotated[Path, typer.Argument(help="The training config (YAML
 
 
 def ask(
-    artifact: Annotated[Path, typer.Argument(help="The artifact's folder, of `draft` or `fit`.")],
+    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="The artifact's folder, of `draft` or `fit`.")],
     prompts: Annotated[
         list[Path], typer.Option(help="Prompts, such as prompts.jsonl of `coe journal export`; several times too.")
     ],
@@ -131,6 +144,8 @@ def ask(
 
     Worth a label: the router hesitates between two categories, or knows nothing like it. Worth outcomes: its category
     has much traffic and few outcomes.
+
+    Example: coe-train ask router --prompts journal/prompts.jsonl
     """
     with mistakes_as_sentences():
         from router_training.ask import ask as ask_for

@@ -26,7 +26,7 @@ from router_training.config import DEFAULT_LABEL, MOST_RESAMPLES
 
 
 def evaluate(
-    artifact: Annotated[Path, typer.Argument(help="The artifact's folder.")],
+    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="The artifact's folder.")],
     prompts: Annotated[list[Path], typer.Option(help="Prompts, JSONL or Parquet; may be given several times.")],
     outcomes: Annotated[list[Path], typer.Option(help="Outcomes of the artifact's experts; several times too.")],
     json_file: Annotated[Path | None, typer.Option("--json", help="Where to write the numbers.")] = None,
@@ -42,6 +42,8 @@ def evaluate(
 
     Prints the main figures; --json writes all, with the keys of the artifact's evaluation.json. Only prompts with an
     outcome from every expert count. Objectives that are not shipped are measured too.
+
+    Example: coe-train evaluate artifacts/router --prompts prompts.jsonl --outcomes outcomes.jsonl
     """
     with mistakes_as_sentences():
         from router_training.data.dataset import read_dataset
@@ -69,13 +71,15 @@ def evaluate(
 
 
 def compare(
-    log: Annotated[Path, typer.Argument(help="feedback.jsonl of `coe journal export`.")],
+    log: Annotated[Path, typer.Argument(metavar="LOG", help="feedback.jsonl of `coe journal export`.")],
     json_file: Annotated[Path | None, typer.Option("--json", help="Where to write the numbers.")] = None,
 ) -> None:
     """Estimate from a server's log how a shadow router would have done, and how each version that served did.
 
     Only disagreements are estimated, from answers of the shadow's expert that were drawn (router.exploration) or
     compared (router.compare); with fewer than 30 of them nothing is known. Sources of ratings are never mixed.
+
+    Example: coe-train compare journal/feedback.jsonl
     """
     with mistakes_as_sentences():
         from router_training.comparison import compare as compare_routers
@@ -90,16 +94,22 @@ def compare(
             json_file.write_text(json.dumps(found.as_json(), indent=2) + "\n", encoding="utf-8")
 
 
-def report(artifact: Annotated[Path, typer.Argument(help="The artifact's folder.")]) -> None:
-    """Write report.html again: one page with charts and tables on the router's gains and failures."""
+def report(artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="The artifact's folder.")]) -> None:
+    """Write report.html again: one page with charts and tables on the router's gains and failures.
+
+    Example: coe-train report artifacts/router
+    """
     with mistakes_as_sentences():
         from router_training.report.page import write_report
 
         console.print(f"report: {write_report(artifact)}", markup=False)
 
 
-def probe(artifact: Annotated[Path, typer.Argument(help="The artifact's folder.")]) -> None:
-    """Route the prompts of probes.yaml and compare category and experts. Exit 1: a probe fails."""
+def probe(artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="The artifact's folder.")]) -> None:
+    """Route the prompts of probes.yaml and compare category and experts. Exit 1: a probe fails.
+
+    Example: coe-train probe artifacts/router
+    """
     with mistakes_as_sentences():
         from router_training.probes import print_results
 

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 
 def fit(
-    config: Annotated[Path, typer.Argument(help="The training config (YAML); its paths are relative to it.")],
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG", help="The training config (YAML); its paths are relative to it.")
+    ],
     out: Annotated[Path, typer.Option(help="The artifact's folder. An artifact already there is replaced.")],
     force: Annotated[
         bool, typer.Option("--force", help="Serve every objective, whatever its gain; marked as forced.")
@@ -39,6 +41,8 @@ def fit(
     expert or, under a budget, over a random mix of experts at the same cost. And it does no harm on groups left out.
     Where outcomes have log-probabilities, it also finds whether unsure answers should be handed over to another expert.
     Exit 0: shipped. Exit 3: no objective earned it, the artifact is in OUT.refused. Exit 2: wrong input.
+
+    Example: coe-train fit train.yaml --out artifacts/router
     """
     with mistakes_as_sentences():
         settings = read_config(config)  # before the import, which takes seconds: a mistake is reported at once
@@ -55,7 +59,8 @@ def fit(
 
 def draft(
     routes: Annotated[
-        Path, typer.Argument(help="The routes (YAML); `coe config --example routes` explains every key.")
+        Path,
+        typer.Argument(metavar="ROUTES", help="The routes (YAML); `coe config --example routes` explains every key."),
     ],
     out: Annotated[Path, typer.Option(help="The artifact's folder. An artifact already there is replaced.")],
     show: Annotated[bool, typer.Option("--show", help="Print how each example is routed by the others.")] = False,
@@ -67,6 +72,8 @@ def draft(
     `coe serve` with router.routes does the same at its start. Each example is also routed by the others alone: the
     share that reaches its route says how well the examples tell the routes apart. --prompts and --outcomes do not
     change how it routes: they say how likely an answer is right by its first tokens, and when it is handed over.
+
+    Example: coe-train draft routes.yaml --out router --show
     """
     with mistakes_as_sentences():
         from router_training.draft_routes import draft_routes, show_draft
@@ -79,7 +86,7 @@ def draft(
 
 
 def map_(
-    artifact: Annotated[Path, typer.Argument(help="The artifact's folder.")],
+    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="The artifact's folder.")],
     out: Annotated[Path, typer.Option(help="The new artifact's folder.")],
     budget: Annotated[list[float], typer.Option(help="A new objective budget-Bb: mean active parameters, B.")] = [],  # noqa: B006 - typer makes it
     objective: Annotated[list[str], typer.Option(metavar="NAME=B", help="A new objective of this name.")] = [],  # noqa: B006
@@ -106,6 +113,8 @@ def map_(
     changed objective is served and marked as not measured, and a refused one stays refused.
     Ratings (--feedback) adjust an expert's scores: docs/feedback.md.
     The budget counts in the artifact's unit: billions of active parameters, or the price where sizes are unknown.
+
+    Example: coe-train map artifacts/router --out artifacts/tight --objective tight=12
     """
     with mistakes_as_sentences():
         from router_training.data.embeddings import nothing_to_embed

@@ -66,6 +66,11 @@ def _require_prompts(sides: Split, config: TrainingConfig) -> None:
 
 def _why_so_few(sides: Split, config: TrainingConfig) -> str:
     """The part of an error message about prompts that must be on one side of the split."""
+    if not len(sides.held_out) and (only := int(sides.training.only_trains.sum())):
+        return (
+            f": {only} of them only train, since they are synthetic or scored by consensus or certainty; add prompts of"
+            " users with outcomes of another scorer"
+        )
     copies = np.concatenate((sides.training.copies, sides.held_out.copies))
     if config.data.split_by == "prompt" and (different := len(np.unique(copies))) < len(copies):
         return f": near-duplicates stay together, and {different} of them are different"

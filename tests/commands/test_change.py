@@ -71,6 +71,8 @@ def test_a_link_to_the_file_stays_one(file, tmp_path):
         (("add", "x", *SIMULATED, "--set", "pin=vram"), "since experts.x.pin: 'vram' is not one of"),
         (("add", "x", *SIMULATED, "--set", "pni=host"), "experts.x.pni: there is no such key; did you mean 'pin'?"),
         (("add", "https://api.example.com/v1", "--name", "r"), "experts.r.model: is missing"),
+        (("add", "https://api.example.com/v1"), "name the model at the endpoint, e.g. --set model=large"),
+        (("add", "./none.gguf"), "./none.gguf: there is no such file or folder"),
         (("add", "x", "--set", "engine"), "--set: 'engine' is no KEY=VALUE"),
         (("add", "x", "--name", "auto", *SIMULATED), "experts.auto"),
         (("remove", "z"), "there is no expert 'z' in the file; there are a, b, p"),

@@ -92,6 +92,15 @@ def test_differences_need_thirty_ratings_of_both_experts_and_then_say_how_many_m
     assert settled_categories([known]) == ["code"]
 
 
+def test_an_expert_that_is_never_drawn_in_a_category_is_not_compared_there() -> None:
+    columns = {**COLUMNS, "stranger": len(COLUMNS)}
+    turns = [turn(number, drawn=name, answered=name) for number in range(80) for name in [[*COLUMNS][number % 2]]]
+    table = np.zeros((len(ROWS), len(columns)))
+    table[:, columns["stranger"]] = 1.0  # pooled from other categories
+    found = compared(evidence(turns, (), ROWS, columns), ROWS, columns, table)
+    assert [{one.best, one.other} for one in found] == [{*COLUMNS}]
+
+
 def test_steps_go_towards_the_better_expert_and_settle_in_the_end() -> None:
     chance = np.random.default_rng(4)
     turns = []

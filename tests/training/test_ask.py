@@ -63,3 +63,15 @@ def test_prompts_that_are_not_there_are_one_sentence(tmp_path: Path) -> None:
     assert run("draft", written(tmp_path, PLAIN), "--out", tmp_path / "router")[0] == 0
     code, said = run("ask", tmp_path / "router", "--prompts", tmp_path / "none.jsonl")
     assert (code, "no such file" in said) == (2, True)
+
+
+def test_where_there_is_nothing_to_ask_for_the_command_says_why(tmp_path: Path) -> None:
+    assert run("draft", written(tmp_path, PLAIN), "--out", tmp_path / "router")[0] == 0
+    prompts = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt_id": "a", "prompt": "Can I sue", "category": "law"}])
+    known = write_jsonl(tmp_path / "outcomes.jsonl", [{"prompt_id": "a", "expert": "coder", "score": 1.0}])
+    code, said = run("ask", tmp_path / "router", "--prompts", prompts, "--outcomes", known)
+    assert code == 0
+    assert said.splitlines() == [
+        "Nothing to label: every prompt has a category.",
+        "Nothing to collect: every prompt has outcomes or is in the list above.",
+    ]

@@ -149,6 +149,15 @@ def test_near_duplicates_that_leave_a_side_empty_are_told(tmp_path: Path) -> Non
     )
 
 
+def test_prompts_that_only_train_are_told_where_none_is_left_to_measure_by(tmp_path: Path) -> None:
+    config = recorded_anew(tmp_path, "prompts.jsonl", lambda row: {**row, "synthetic": "writer"})
+    assert run("check", config) == (
+        2,
+        "data.held_out_share: 0.2 leaves none of the 240 prompts to measure by: 240 of them only train, since they are"
+        " synthetic or scored by consensus or certainty; add prompts of users with outcomes of another scorer\n",
+    )
+
+
 def test_a_label_that_no_prompt_has_is_not_measured_without_a_word(tmp_path: Path) -> None:
     config = write_run(tmp_path)
     fit(read_config(config), tmp_path / "router", force=True, track=in_silence)
