@@ -76,9 +76,9 @@ class VllmAdapters:
     @asynccontextmanager
     async def asked(self, run: VllmRun, name: str) -> AsyncIterator[None]:
         """While a request to the adapter, or to the base, is under way. Raises as `prove`."""
-        await self._unload_former(run)
         self._asked[name] += 1
         try:
+            await self._unload_former(run)
             await self.prove(run, name)
             yield
         finally:
@@ -141,13 +141,18 @@ class VllmAdapters:
         except EngineError as error:
             error.backs_off = "never"  # its base is well
             raise
-        self._absent.discard(adapter.name)
+        if adapter in (
+            self._known.get(adapter.name),
+            self._former.get(adapter.name),
+        ):  # else another one has its name now
+            self._absent.discard(adapter.name)
         logger.info("adapter '%s' of '%s' is loaded", adapter.name, run.launch.name)
 
     def _note(self, name: str) -> None:
         """It has answered rightly."""
         self._restarted_for.discard(name)
-        self._proven.add(name)
+        if name not in self._absent:
+            self._proven.add(name)
 
     async def _is_there(self, run: VllmRun, name: str) -> bool:
         """False also if the engine does not know it, and answers with an error."""

@@ -198,9 +198,12 @@ def test_an_adapter_that_goes_answers_what_was_asked_of_it_and_is_then_unloaded(
             engine.take_adapters(adapters[1:])
             assert await ask(engine, "c"), "its sibling's answer does not take it away"
             assert await status_of(engine, "sql") == 200
+            assert await ask(engine, "sql") == right, "a request that waited since before it went"
+            assert loads(engine) == 0
             assert b"".join([chunk async for chunk in begun.chunks()]).decode() == right
         assert await status_of(engine, "sql") == 404
-        assert await ask(engine, "sql") == right, "a request that waited since before it went"
+        assert await ask(engine, "sql") == right, "the last one that waited"
+        assert loads(engine) == 1
         assert await status_of(engine, "sql") == 404
         await engine.start()
         assert await status_of(engine, "sql") == 404
