@@ -171,7 +171,8 @@ def table(asked: Dataset, answers: Mapping[str, Sequence[Answer]], router: Route
             f" {len(asked)} held-out questions of the demo to five vLLM engines on the CPU, one after the other,"
             f" streamed; a router from `coe-train draft` with {EXAMPLES} examples a topic, its own rule"
             f" ({handover.tokens} tokens, margin {handover.margin:.2f}), `handover: {{at_most: 1}}`, all experts"
-            " loaded. *Replayed*: by the recorded outcomes of the same questions.",
+            " loaded. *Replayed*: by the recorded outcomes of the same questions. Cost: active parameters times tokens;"
+            " a given-up answer counts with all tokens that are judged, also if it ended before.",
             f"Handover gains {gain:+.1f} points; {same:.0%} of the questions are handed over, or not, as replayed.",
             "",
             "| router | right | replayed | handed over | replayed | first byte, ms | of those handed over | cost"
