@@ -77,12 +77,13 @@ class Row:
 def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__)
     asked.add_argument("--served", type=int, metavar="QUESTIONS", help="ask a server over real engines instead")
+    asked.add_argument("--draw", type=int, default=0, help="of the examples and questions, with --served")
     asked.add_argument("--write", action="store_true")
     options = asked.parse_args()
     if options.served:
         from benchmarks.handover_served import served  # noqa: PLC0415 - it builds on this module
 
-        text = served(options.served)
+        text = served(options.draw, options.served)
     else:
         text = table(read("train"), read("held_out"))
     print(text)

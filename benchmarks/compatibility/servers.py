@@ -93,7 +93,8 @@ def ours(vllm: Path, folder: Path, judged: bool = False) -> Iterator[str]:
     }
     if judged:
         save_router(folder / "router")
-        experts.append({"name": OTHER, "engine": "simulated", "weights_bytes": "1MiB"})
+        limits = {"context_tokens": CONTEXT_TOKENS, "vision": False}
+        experts.append({"name": OTHER, "engine": "simulated", "weights_bytes": "1MiB", **limits})
         settings["router"] = {"artifact": str(folder / "router"), "handover": {"tokens": 4}}
     config.write_text(json.dumps(settings))  # JSON is YAML
     command = [Path(sys.executable).with_name("coe"), "serve", config]
