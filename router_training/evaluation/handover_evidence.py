@@ -20,6 +20,7 @@ from router_training.data.dataset import Dataset
 from router_training.data.split import Fold
 from router_training.evaluation.gains import UnseenGroups
 from router_training.evaluation.handover import (
+    NEVER,
     HandoverGain,
     Stage,
     best_handover,
@@ -103,9 +104,12 @@ def certain_entries(dataset: Dataset, certainty: Mapping[str, list[CurveEntry]])
     }
 
 
+NOTHING_MOVES = "on all prompts together no margin gains anything, so nothing would be handed over"
+
+
 def entry_of(rule: Handover, found: HandoverEvidence, harm_limit: float) -> HandoverEntry:
     """The rule with its evidence and verdict, for the manifest."""
-    why = refusal_of(found, harm_limit)
+    why = NOTHING_MOVES if rule.margin >= NEVER else refusal_of(found, harm_limit)
     return HandoverEntry(
         tokens=rule.tokens,
         margin=rule.margin,
