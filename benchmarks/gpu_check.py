@@ -296,6 +296,7 @@ def serving(
         "memory": {"device": device},
         "vllm": {"command": vllm.split(), "platform": "cuda", "kv_cache": kv_cache},
         "state_directory": str(folder / "state"),
+        "scheduling": {"prefetch": False},  # no move between two readings that are compared
         "experts": [{"name": name, **expert} for name in NAMES],
     }
     config, log = folder / "serve.yaml", folder / "server.log"

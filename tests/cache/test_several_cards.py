@@ -170,7 +170,7 @@ def test_under_random_traffic_faults_and_lost_cards_no_promise_is_broken(machine
                 if patience is not None:
                     asyncio.get_running_loop().call_later(patience * 0.0002, tasks[-1].cancel)
             if lost is not None:
-                asyncio.get_running_loop().call_later(0.001, lose, cache, engines, lost)
+                tasks.append(asyncio.create_task(lose_soon(cache, engines, lost)))
             outcomes = await asyncio.gather(*tasks, return_exceptions=True)
             bad = [one for one in outcomes if isinstance(one, Exception) and not isinstance(one, ExpertUnavailable)]
             assert bad == []
@@ -195,6 +195,11 @@ def test_a_card_that_a_start_finds_lost_is_left_and_its_expert_starts_on_another
             assert next(one for one in cache.status() if one.name == "a").failure is None, "it is not its failure"
 
     run(story())
+
+
+async def lose_soon(cache, engines, card):
+    await asyncio.sleep(0.001)
+    lose(cache, engines, card)
 
 
 def lose(cache, engines, card):

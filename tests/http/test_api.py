@@ -116,7 +116,7 @@ def test_health_readiness_and_the_operators_view(server):
     experts = json.loads(server.ask("GET", "/admin/experts")[2])
     assert [set(e) for e in experts] == [
         {"name", "base", "state", "residency", "bytes", "cards", "leases", "max_concurrency", "queued"}
-        | {"context_tokens", "pin", "last_move", "failure"}
+        | {"context_tokens", "pin", "last_move", "failure", "has_log", "download"}
     ] * 2
     math = next(e for e in experts if e["name"] == "math")
     assert (math["residency"], math["leases"], math["queued"]) == ("device", 0, 0)
