@@ -83,11 +83,11 @@ def _drafted(folder: Path, draw: int) -> Router:
 
 
 def _write(config: Path, folder: Path, handover: dict[str, Any] | None) -> None:
-    """The demo's configuration with this router, all experts loaded, and without its adapters."""
+    """The demo's configuration with this router and all experts loaded."""
     settings = yaml.safe_load(DEMO.read_text())
-    experts = [one for one in settings["experts"] if one["engine"] == "vllm"]
     settings["experts"] = [
-        {**one, "model": str((DEMO.parent / one["model"]).resolve()), "preload": "device"} for one in experts
+        {**one, "model": str((DEMO.parent / one["model"]).resolve()), "preload": "device"}
+        for one in settings["experts"]
     ]
     router: dict[str, Any] = {"artifact": str(folder / "router")}
     if handover is not None:
