@@ -14,6 +14,7 @@ from coe_server.config.addresses import canonical_host
 from coe_server.config.environment import Environment
 from coe_server.config.schema import (
     EmbeddingSettings,
+    HandoverRule,
     RouterSettings,
     ServerConfig,
     check_tracing_headers,
@@ -110,8 +111,14 @@ def build_handover(settings: RouterSettings) -> HandoverTerms | None:
     given = settings.handover
     if given is None:
         return None
-    tokens = WHOLE if given.tokens == "all" else given.tokens
-    return HandoverTerms(tokens, given.at_most, given.margin, given.score_per_second)
+    return replace(_terms(given), objectives={name: _terms(given.under(name)) for name in given.objectives})
+
+
+def _terms(rule: HandoverRule | None) -> HandoverTerms:
+    if rule is None:
+        return HandoverTerms(at_most=0)
+    tokens = WHOLE if rule.tokens == "all" else rule.tokens
+    return HandoverTerms(tokens, rule.at_most, rule.margin, rule.score_per_second)
 
 
 def build_comparing(config: ServerConfig) -> Comparing | None:
@@ -174,6 +181,9 @@ def build_router(config: ServerConfig) -> Decides:
         logger.warning("router.artifact: its expert '%s' is not configured; the next best answers", name)
     if config.router.objective not in router.objectives:
         raise ConfigError(f"router.objective: '{config.router.objective}' is not one of {', '.join(router.objectives)}")
+    unknown = set(settings.handover.objectives if settings.handover else ()) - set(router.objectives)
+    if unknown:
+        raise ConfigError(f"router.handover.objectives: '{min(unknown)}' is not one of {', '.join(router.objectives)}")
     if refusal := router.judges.refusal(config.router.objective):
         logger.warning("router.handover: nothing is handed over under '%s': %s", config.router.objective, refusal)
     _try_probes(router, config.router)

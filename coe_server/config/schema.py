@@ -99,11 +99,22 @@ def _off(value: object) -> object:
 Exploring = Literal["off", "learn"] | Annotated[float, Field(gt=0.0, le=0.5)]
 
 
-class HandoverSettings(Settings):
+class HandoverRule(Settings):
     tokens: Annotated[int, Field(ge=1, le=4096)] | Literal["all"] | None = None
     at_most: int = Field(default=1, ge=1, le=8)
     margin: float | None = Field(default=None, ge=-1.0, le=1.0)
     score_per_second: float = Field(default=0.01, ge=0.0, le=1.0)
+
+
+class HandoverSettings(HandoverRule):
+    objectives: dict[str, HandoverRule | None] = Field(default={})
+
+    def under(self, objective: str) -> HandoverRule | None:
+        """The rule of this objective, what it leaves open as for all; None if nothing is handed over under it."""
+        own = self.objectives.get(objective, self)
+        if own is None or own is self:
+            return own
+        return self.model_copy(update={key: getattr(own, key) for key in own.model_fields_set})
 
 
 class RouterSettings(Settings):

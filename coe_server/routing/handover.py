@@ -7,7 +7,7 @@ router's own, less the wasted start and the wait.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from coe_server.routing.capabilities import Profile, obstacle
 from coe_server.routing.certainty import WHOLE, CertaintyModel, Handover
@@ -35,13 +35,17 @@ class HandoverTerms:
     """As configured. `tokens`: None: the artifact's, WHOLE: the whole of an answer that is not streamed.
 
     `margin`: None: the artifact's, if it shipped one. `score_per_second`: expected score that a second of waiting must
-    buy.
+    buy. `objectives`: by name the terms of those that have their own.
     """
 
     tokens: int | None = None
     at_most: int = 1
     margin: float | None = None
     score_per_second: float = 0.01
+    objectives: Mapping[str, HandoverTerms] = field(default_factory=dict)
+
+    def under(self, objective: str) -> HandoverTerms:
+        return self.objectives.get(objective, self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,12 +152,13 @@ class Judges:
 
     def refusal(self, objective: str) -> str | None:
         """Why no answer is handed over under this objective, although it is configured; None if some may be."""
-        if self._terms is None:
+        terms = None if self._terms is None else self._terms.under(objective)
+        if terms is None or terms.at_most == 0:
             return None
         if not self._models:
             return "the artifact says nothing of experts' certainty; fit it to outcomes with log-probabilities"
         entry = self._entries.get(objective)
-        if self._terms.margin is not None or (entry is not None and entry.shipped):
+        if terms.margin is not None or (entry is not None and entry.shipped):
             return None
         return "training has not measured it" if entry is None else entry.refusal
 
@@ -161,9 +166,10 @@ class Judges:
         self, decision: RoutingDecision, conversation: Conversation, options: RouteOptions, is_streamed: bool
     ) -> Judge | None:
         """The judge of the decision's expert; None if its answer is not judged."""
-        terms, model = self._terms, self._models.get(decision.expert)
-        if terms is None or model is None or decision.reason in _CALLERS:
+        model = self._models.get(decision.expert)
+        if self._terms is None or model is None or decision.reason in _CALLERS:
             return None
+        terms = self._terms.under(decision.objective)
         rule = self._rule(decision, terms, is_streamed)
         if rule is None:
             return None

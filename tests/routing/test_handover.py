@@ -263,6 +263,14 @@ def test_why_nothing_is_handed_over_is_told() -> None:
     assert str(unknown.judges.refusal("quality")).startswith("the artifact says nothing of experts' certainty")
 
 
+def test_an_objective_with_terms_of_its_own_is_judged_by_them() -> None:
+    own = {"quality": HandoverTerms(tokens=2, margin=0.2), "cheap": HandoverTerms(at_most=0)}
+    assert judged(router(HandoverTerms(objectives=own)))[0].rule == Handover(2, 0.2)
+    off = router(HandoverTerms(objectives={"quality": HandoverTerms(at_most=0)}))
+    assert judged(off)[0] is None
+    assert off.judges.refusal("quality") is None  # as configured
+
+
 def test_a_request_is_handed_over_at_most_as_often_as_allowed_and_no_expert_is_judged_twice() -> None:
     for at_most in (1, 2):
         one = router(HandoverTerms(at_most=at_most))
