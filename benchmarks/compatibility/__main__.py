@@ -1,6 +1,7 @@
 """Sends the same requests to a bare `vllm serve` and to our server; keeps the comparison in docs/compatibility.md.
 
 python -m benchmarks.compatibility [--vllm .venv-vllm/bin/vllm] [--node FOLDER]   (about five minutes on two cores)
+python -m benchmarks.compatibility --program "llama-server -m {model} --port {port} --api-key {api_key}" --model FILE
 """
 
 from __future__ import annotations
@@ -8,12 +9,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +23,14 @@ import openai
 
 from benchmarks.compatibility.cases import CASES, Side
 from benchmarks.compatibility.comparing import differences, is_refusal, joined, refusal, settled
-from benchmarks.compatibility.servers import EMBEDDER, EXPERT, ROOT, bare, ours
+from benchmarks.compatibility.servers import EMBEDDER, EXPERT, ROOT, bare, bare_program, ours, ours_program
 from benchmarks.document import document
 
 DOCUMENT = ROOT / "docs/compatibility.md"
 NODE_SCRIPT = Path(__file__).with_name("node_clients.mjs")
 # Requests that our server refuses before any engine sees them: only status and the client's exception are compared.
 REFUSED_BY_US = frozenset(("an unknown model", "no messages"))
+OF_PROGRAMS = ("chat", "chat, refused", "completions", "messages (Anthropic's client)")
 NOT_ROUTED = frozenset(("embeddings", "tokens"))  # a model is named
 
 Answers = dict[str, dict[str, Any]]
@@ -38,8 +41,12 @@ def main() -> int:
     parser.add_argument("--vllm", type=lambda path: Path(path).absolute(), default=ROOT / ".venv-vllm/bin/vllm")
     parser.add_argument("--node", type=Path, help="a folder in which `npm i openai @anthropic-ai/sdk` was run")
     parser.add_argument("--judged", action="store_true", help="with a router that judges first tokens; is not kept")
+    parser.add_argument("--program", help="a program, as `command` of an expert, in vLLM's place; needs --model")
+    parser.add_argument("--model", type=Path, help="its model")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))  # and with it the servers
+    if options.program:
+        return of_a_program(options.program, options.model.resolve())
     with tempfile.TemporaryDirectory(prefix="coe-compatibility-") as folder:
         with bare(options.vllm, Path(folder)) as (generating, embedding):
             theirs = ask_all(lambda group: embedding if group == "embeddings" else generating, options.node)
@@ -56,6 +63,30 @@ def main() -> int:
     return 1 if differing else 0
 
 
+def of_a_program(command: str, model: Path) -> int:
+    """The cases that a program for one model may support, beside the program by itself."""
+    with tempfile.TemporaryDirectory(prefix="coe-compatibility-") as folder:
+        with bare_program(command, model, Path(folder)) as url:
+            theirs = ask_all(lambda _: url, None, groups=OF_PROGRAMS)
+        with ours_program(command, model, Path(folder)) as url:
+            answers = ask_all(lambda _: url, None, groups=OF_PROGRAMS)
+    text, differing = report(answers, theirs, with_node=True)
+    table = text[text.index("| what |") :]
+    program = Path(shlex.split(command)[0]).name
+    lines = [
+        f"## {program}",
+        "",
+        f"The same cases to `{program}` with {model.name}, and to this server in front of it.",
+        "*401 bare*: the program asks for its key, which the plain requests of these cases do not have.",
+        "",
+        table,
+    ]
+    text = "\n".join(lines)
+    document(program, text, DOCUMENT)
+    print(text)
+    return 1 if differing else 0
+
+
 def judged_answers(url: str) -> str:
     """The metric that counts them."""
     with urllib.request.urlopen(f"{url}/metrics", timeout=30) as answer:
@@ -63,9 +94,12 @@ def judged_answers(url: str) -> str:
     return "\n".join(line for line in lines if line.startswith("coe_held_seconds_count"))
 
 
-def ask_all(url_of: Callable[[str], str], node: Path | None, model: str = EXPERT) -> Answers:
+def ask_all(
+    url_of: Callable[[str], str], node: Path | None, model: str = EXPERT, groups: Collection[str] = CASES
+) -> Answers:
     answers: Answers = {}
-    for group, cases in CASES.items():
+    for group in groups:
+        cases = CASES[group]
         url = url_of(group)
         with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=180) as client:
             side = Side(url, EXPERT if group in NOT_ROUTED else model, EMBEDDER, client)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-_OF_THE_MOMENT = frozenset(("id", "created", "created_at", "completed_at", "item_id", "request_id"))
+_OF_THE_MOMENT = frozenset(("id", "created", "created_at", "completed_at", "item_id", "request_id", "timings"))
 _MADE_UP_ID = re.compile(r"\b(?:chatcmpl|cmpl|resp|msg|call|chatcmpl-tool|embd|score)[-_][0-9a-f-]{8,}\b")
 
 # Fields of a stream's events: those that continue in the next event, and those that each event replaces.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +101,36 @@ def ours(vllm: Path, folder: Path, judged: bool = False) -> Iterator[str]:
     config.write_text(json.dumps(settings))  # JSON is YAML
     command = [Path(sys.executable).with_name("coe"), "serve", config]
     with running(command, dict(os.environ), folder / "ours.log", f"http://127.0.0.1:{port}/readyz"):
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def bare_program(command: str, model: Path, folder: Path) -> Iterator[str]:
+    """URL of a program that serves one model by itself; `command` as of an expert with `engine: command`."""
+    port = free_port()
+    placeholders = {"{model}": str(model), "{port}": str(port), "{api_key}": "none", "{name}": EXPERT}
+    words = [reduce(lambda word, one: word.replace(*one), placeholders.items(), word) for word in shlex.split(command)]
+    with running([*words], dict(os.environ), folder / "bare-program.log", f"http://127.0.0.1:{port}/health"):
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def ours_program(command: str, model: Path, folder: Path) -> Iterator[str]:
+    """URL of our server with the same program as its expert."""
+    port, config = free_port(), folder / "serve.yaml"
+    expert: dict[str, Any] = {"name": EXPERT, "engine": "command", "command": command, "model": str(model)}
+    expert |= {"preload": "device", "endpoints": ["chat", "completions", "messages"]}
+    settings = {
+        "http": {"port": port},
+        "memory": {"device": "2GiB", "host": "100MiB"},
+        "scheduling": {"max_generation_seconds": 600},  # some cases end only with the context
+        "vllm": {"platform": "cpu"},
+        "state_directory": str(folder / "state"),
+        "experts": [expert],
+    }
+    config.write_text(json.dumps(settings))
+    program = [Path(sys.executable).with_name("coe"), "serve", config]
+    with running(program, dict(os.environ), folder / "ours.log", f"http://127.0.0.1:{port}/readyz"):
         yield f"http://127.0.0.1:{port}"
 
 
