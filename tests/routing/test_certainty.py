@@ -42,9 +42,9 @@ def test_others_that_are_unknown_are_refused(tmp_path: Path) -> None:
     artifacts.save(small_artifact(), held_out(), None, tmp_path / "router")
     path = tmp_path / "router" / "manifest.json"
     manifest = json.loads(path.read_text())
-    for instead in ({"nobody": {}}, {"coder": {"nobody": {"where_right": 0.5, "where_wrong": 0.5}}}):
+    for instead in ({"stranger": {}}, {"coder": {"stranger": {"where_right": 0.5, "where_wrong": 0.5}}}):
         path.write_text(json.dumps({**manifest, "instead": instead}))
-        with pytest.raises(ArtifactError, match="unknown expert 'nobody'"):
+        with pytest.raises(ArtifactError, match="unknown expert 'stranger'"):
             artifacts.load(tmp_path / "router")
 
 
@@ -101,7 +101,7 @@ def test_curves_and_handovers_are_kept_and_an_artifact_without_them_is_unchanged
 @pytest.mark.parametrize(
     ("certainty", "handover", "sentence"),
     [
-        ({"nobody": [CURVE]}, None, "unknown expert 'nobody'"),
+        ({"stranger": [CURVE]}, None, "unknown expert 'stranger'"),
         ({"coder": [CURVE, CURVE]}, None, "two certainty curves of 'coder' for one number of tokens"),
         ({"coder": [{**CURVE, "certainty": -1.0}]}, None, "certainty.coder.0.certainty"),
         ({"coder": [{**CURVE, "tokens": 5000}]}, None, "certainty.coder.0.tokens"),
