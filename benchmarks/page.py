@@ -24,7 +24,7 @@ from playwright.sync_api import Page, sync_playwright
 from rich.console import Console
 
 from benchmarks.document import document
-from coe_server.cache.scheduler import Limits
+from coe_server.cache.policy import Limits
 from coe_server.cache.tiers import Bytes
 from coe_server.engines.simulated import SimulatedEngine
 from tests.http.server import running_server

@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.load_client import Seen
 from coe_server.build.experts import build_experts
-from coe_server.cache.scheduler import OURS, Limits
+from coe_server.cache.policy import OURS, Limits
 from coe_server.cache.tiers import Bytes
 from coe_server.config.schema import ServerConfig, load_config
 from coe_server.engines.engine import Footprint

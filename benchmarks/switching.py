@@ -27,8 +27,8 @@ from benchmarks.document import document
 from coe_server.cache.admission import Admission
 from coe_server.cache.conductor import Conductor
 from coe_server.cache.expert_cache import ExpertCache
+from coe_server.cache.policy import LFU, LRU, OURS, POLICIES, Policy
 from coe_server.cache.queue import Lease, Owner, Priority
-from coe_server.cache.scheduler import LFU, LRU, OURS, POLICIES, Policy
 from coe_server.cache.slot import Slot
 from coe_server.cache.tiers import Tier
 from coe_server.simulation.comparison import Comparison, Measures, compare, measure

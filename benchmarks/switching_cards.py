@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from statistics import fmean, stdev
 
-from coe_server.cache.scheduler import LRU, OURS, Limits, Policy
+from coe_server.cache.policy import LRU, OURS, Limits, Policy
 from coe_server.cache.seats import Card, candidate_seats
 from coe_server.cache.tiers import Bytes, Tier
 from coe_server.engines.engine import Footprint, Seat

@@ -37,7 +37,7 @@ from coe_server.build.service import (
 from coe_server.build.turnover import ServedExperts, build_turnover
 from coe_server.cache.costs import write_costs
 from coe_server.cache.expert_cache import ExpertCache
-from coe_server.cache.scheduler import Limits
+from coe_server.cache.policy import Limits
 from coe_server.cache.tiers import Tier
 from coe_server.config.diff import expert_changes, live_changes
 from coe_server.config.schema import (

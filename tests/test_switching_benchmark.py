@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.switching import Machine, Watch, one_by_one, stage
-from coe_server.cache.scheduler import OURS
+from coe_server.cache.policy import OURS
 from coe_server.simulation.simulator import simulate
 
 SMALL = Machine(experts=5, on_device=2, in_host=5, requests=20)

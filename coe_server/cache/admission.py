@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 
 from coe_server.cache.health import Health
+from coe_server.cache.policy import Policy
 from coe_server.cache.prefetch import Guess, Guesses
 from coe_server.cache.queue import Lease, Waiter
-from coe_server.cache.scheduler import Policy
 from coe_server.cache.slot import Slot
 
 

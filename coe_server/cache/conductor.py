@@ -5,22 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from math import inf
 
 from coe_server.cache.claims import Claim
+from coe_server.cache.demand import Demand
 from coe_server.cache.mover import Mover
 from coe_server.cache.overview import Overview
 from coe_server.cache.planner import Plan
-from coe_server.cache.prefetch import Demand, Guess, Guesses, prefetch
-from coe_server.cache.scheduler import (
-    INFINITY,
-    Limits,
-    Policy,
-    conduct,
-    seconds_until_pressing,
-    seconds_until_tenured,
-)
+from coe_server.cache.policy import Limits, Policy
+from coe_server.cache.prefetch import Guess, Guesses, prefetch
+from coe_server.cache.scheduler import conduct
 from coe_server.cache.slot import Slot
 from coe_server.cache.tiers import Ledger, Tier
+from coe_server.cache.turns import seconds_until_pressing, seconds_until_tenured
 from coe_server.cache.upkeep import Upkeep
 from coe_server.events import EventLog
 
@@ -200,9 +197,9 @@ class Conductor:
     async def _something_can_have_changed(self, since: float) -> None:
         """Wait for a change or the next timer. Timers count from `since`, the start of the last pass."""
         moments = _moments(self._overview, self._limits, self._policy, since)
-        soonest = min((moment for moment in moments if moment is not None), default=INFINITY)
+        soonest = min((moment for moment in moments if moment is not None), default=inf)
         try:
-            async with asyncio.timeout(None if soonest == INFINITY else max(soonest, _SHORTEST_NAP_SECONDS) + _A_HAIR):
+            async with asyncio.timeout(None if soonest == inf else max(soonest, _SHORTEST_NAP_SECONDS) + _A_HAIR):
                 await self._changed.wait()
         except TimeoutError:
             return

@@ -16,9 +16,9 @@ from coe_server.cache.mover import Mover, Tasks
 from coe_server.cache.overview import Overview
 from coe_server.cache.pins import left_out, seated
 from coe_server.cache.planner import Plan
+from coe_server.cache.policy import OURS, Limits, Policy, on_cards
 from coe_server.cache.prefetch import Guess, Guesses
 from coe_server.cache.queue import Lease, Owner, Priority, WaitedFor
-from coe_server.cache.scheduler import OURS, Limits, Policy, on_cards
 from coe_server.cache.slot import Expert, Slot, Slots, at_its_pin, new_slot
 from coe_server.cache.status import ExpertStatus
 from coe_server.cache.tiers import Bytes, Ledger, Tier

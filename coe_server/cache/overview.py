@@ -7,10 +7,11 @@ from math import ceil
 
 from coe_server.cache.backoff import Failure
 from coe_server.cache.evictions import Move
+from coe_server.cache.policy import Limits, Policy
 from coe_server.cache.prefetch import Prospect
-from coe_server.cache.scheduler import Limits, Policy, Queue, turns
 from coe_server.cache.slot import Slot, seconds_left, shares_the_device
 from coe_server.cache.tiers import Holding, Ledger, Standing, Tier
+from coe_server.cache.turns import Queue, turns
 from coe_server.cache.wait_times import Ahead, Expected, Forecast, passed
 from coe_server.engines.engine import Seat
 

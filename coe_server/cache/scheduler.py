@@ -7,87 +7,16 @@ deadline. One that must wait claims a seat and the host memory that it still nee
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from math import inf
 
 from coe_server.cache.claims import Claim, Claims, Taken
 from coe_server.cache.planner import Never, NotYet, Plan, no_expert_can_leave, plan, plan_anew, plan_sparing_sleepers
+from coe_server.cache.policy import OURS, SEVERAL, Limits, Policy
 from coe_server.cache.tiers import Bytes, Holding, Standing, Tier
+from coe_server.cache.turns import Queue, Turn, turns
 from coe_server.engines.engine import Footprint, Seat
-
-Retention = Literal["lru", "lfu"]
-INFINITY = float("inf")
-_SEVERAL = 2  # cards
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """A named set of rules. The server uses `OURS`; the others are baselines for comparison."""
-
-    name: str
-    collates: bool  # requests for a loaded expert overtake those for others; false: strict order of arrival
-    bounded: bool  # a request that waits longer than max_wait makes busy experts drain
-    weighs_waiting: bool  # the most waiting per second of switch cost comes first
-    retention: Retention  # which expert is evicted first
-    drains_for_waiting: bool = (
-        True  # waiting that exceeds the switch cost makes busy experts drain, where it is weighed
-    )
-
-
-OURS = Policy("coe", collates=True, bounded=True, weighs_waiting=True, retention="lru")
-FIFO = Policy("fifo", collates=False, bounded=False, weighs_waiting=False, retention="lru")
-LRU = Policy("lru", collates=True, bounded=False, weighs_waiting=False, retention="lru")
-LFU = Policy("lfu", collates=True, bounded=False, weighs_waiting=False, retention="lfu")
-
-
-def on_cards(policy: Policy, number: int) -> Policy:
-    """On several cards waiting alone makes no busy expert drain: an idle one is soon found."""
-    return policy if number < _SEVERAL else replace(policy, drains_for_waiting=False)
-
-
-POLICIES = {policy.name: policy for policy in (OURS, FIFO, LRU, LFU)}
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Limits on queues, concurrency and waiting."""
-
-    max_wait_seconds: float = 30.0
-    queue_limit: int = 64  # waiting leases per expert
-    queue_limit_total: int = 1024  # waiting leases of all experts together
-    max_concurrency: int = 16  # leases of one engine at a time, where its expert has no number of its own
-    max_fan_out: int = 128  # answers that one request may ask for; it takes a lease for each, as many as there may be
-    max_generation_seconds: float = 120.0  # per answer
-    prefetch: bool = True  # load likely experts, and free memory for them, before a request
-    probe_timeout_seconds: float = 5.0  # timeout of a liveness probe; then the engine is stopped
-    min_tenure_seconds: float = 0.0  # for so long an expert with waiting requests is evicted for overdue ones only
-
-
-class Queue(NamedTuple):
-    """The requests that wait for one expert: until it is loaded or, if it drains, until it admits requests again."""
-
-    expert: str
-    arrivals: tuple[float, ...]  # seconds, oldest first; never empty
-    switch_seconds: float  # measured cost of loading the expert
-    weight: float = 1.0  # mean weight of the requests' priorities
-    start_seconds: float = 0.0  # measured cost of starting it anew
-
-    def waited(self, now: float) -> float:
-        """Weighted waiting time so far, summed over the queue, in seconds."""
-        return self.weight * (now * len(self.arrivals) - sum(self.arrivals))
-
-
-class Turn(NamedTuple):
-    """An expert that should be loaded.
-
-    A `pressing` turn may make busy experts drain. An `overdue` one that must wait claims the memory it waits for.
-    """
-
-    expert: str
-    pressing: bool
-    overdue: bool
-    may_restart: bool = False  # overdue for as long as a start takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +52,8 @@ def conduct(
     kept = Claims(claims, standing, arrived, overdue)
     orders = _Orders(standing, capacity, kept, starts_on if starting else None)
     for turn in turns(queues, now, limits.max_wait_seconds, policy, orders.could_concern):
-        tenured_since = INFINITY if turn.overdue else now - limits.min_tenure_seconds
-        holds_the_place = orders.give(turn, arrived[turn.expert] if turn.overdue else INFINITY, tenured_since)
+        tenured_since = inf if turn.overdue else now - limits.min_tenure_seconds
+        holds_the_place = orders.give(turn, arrived[turn.expert] if turn.overdue else inf, tenured_since)
         if holds_the_place and (not policy.collates or orders.taken.is_every_card_of(capacity)):
             break
     return orders.so_far()
@@ -256,69 +185,13 @@ class _Orders:
         self._unseen.append(ready)
 
 
-def _plan(standing: Standing, goal: Holding, capacity: Bytes, tenured_since: float = INFINITY) -> Plan | NotYet | Never:
+def _plan(standing: Standing, goal: Holding, capacity: Bytes, tenured_since: float = inf) -> Plan | NotYet | Never:
     """The plan; on several cards sleepers stop for room on a card only if nothing else can make it."""
-    if len(capacity.cards) >= _SEVERAL:
+    if len(capacity.cards) >= SEVERAL:
         found = plan_sparing_sleepers(standing, goal, capacity, tenured_since)
         if not isinstance(found, Never):
             return found
     return plan(standing, goal, capacity, tenured_since)
-
-
-def turns(
-    queues: Iterable[Queue],
-    now: float,
-    max_wait_seconds: float,
-    policy: Policy = OURS,
-    concerned: Callable[[str], bool] = lambda expert: True,
-) -> Iterator[Turn]:
-    """The experts to load next, in order: overdue by deadline, then by waiting per second of switch cost.
-
-    Lazy: callers seldom need all of them, and `concerned` may depend on the decisions about earlier turns.
-    """
-    overdue: list[tuple[float, int, Turn]] = []
-    others: list[tuple[float, int, Turn]] = []
-    for number, queue in enumerate(queues):
-        oldest = queue.arrivals[0]
-        if policy.bounded and now - oldest >= max_wait_seconds:
-            restarts = now - oldest >= max_wait_seconds + queue.start_seconds
-            overdue.append((oldest, number, Turn(queue.expert, pressing=True, overdue=True, may_restart=restarts)))
-        elif policy.weighs_waiting:
-            waited, switch_seconds = queue.waited(now), queue.switch_seconds
-            worth_it = policy.drains_for_waiting and waited >= switch_seconds
-            turn = Turn(queue.expert, worth_it or not policy.collates, overdue=False)
-            others.append((-waited / max(switch_seconds, _INSTANT), number, turn))
-        else:
-            others.append((oldest, number, Turn(queue.expert, not policy.collates, overdue=False)))
-    for line in overdue, others:
-        line.sort()
-        for _, _, turn in line:
-            if concerned(turn.expert):
-                yield turn
-
-
-def seconds_until_pressing(
-    queues: Iterable[Queue], now: float, max_wait_seconds: float, policy: Policy = OURS
-) -> float | None:
-    """Seconds until the next queue becomes pressing or overdue if nothing else happens; None if none will."""
-    pending: list[float] = []
-    for queue in queues:
-        until_overdue = max_wait_seconds - (now - queue.arrivals[0]) if policy.bounded else None
-        if until_overdue is not None:
-            pending.append(until_overdue)
-        if until_overdue is not None and queue.start_seconds:
-            pending.append(until_overdue + queue.start_seconds)
-        if policy.weighs_waiting and policy.drains_for_waiting and (until_overdue is None or until_overdue > 0):
-            pending.append((queue.switch_seconds - queue.waited(now)) / (queue.weight * len(queue.arrivals)))
-    return min((seconds for seconds in pending if seconds > 0), default=None)
-
-
-def seconds_until_tenured(standing: Standing, now: float, min_tenure_seconds: float) -> float | None:
-    """Seconds until the next loaded expert with waiting requests may be evicted again; None if all may be."""
-    left = (
-        holding.since + min_tenure_seconds - now for holding in standing.tiers[Tier.DEVICE].values() if holding.wanted
-    )
-    return min((seconds for seconds in left if seconds > 0), default=None)
 
 
 def _anyone_waits_for(victims: Iterable[str], standing: Standing) -> bool:
@@ -332,6 +205,3 @@ def _after(standing: Standing, begun: Plan) -> Standing:
         for move in begun.moves
         if (holding := standing.holding(move.expert)) is not None
     )
-
-
-_INSTANT = 1e-6  # seconds; keeps the ratio finite for an expert without load cost

@@ -14,8 +14,8 @@ from coe_server.cache.backoff import Backoff, Failure, Restarts
 from coe_server.cache.costs import Costs
 from coe_server.cache.evictions import Move
 from coe_server.cache.pins import pinned
+from coe_server.cache.policy import Limits
 from coe_server.cache.queue import Waiter, WaitingLine
-from coe_server.cache.scheduler import Limits
 from coe_server.cache.tiers import Holding, Tier
 from coe_server.engines.engine import Engine, Seat
 from coe_server.errors import UnknownModel

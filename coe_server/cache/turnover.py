@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from coe_server.cache.conductor import Conductor
     from coe_server.cache.health import Health
     from coe_server.cache.mover import Tasks
-    from coe_server.cache.scheduler import Limits
+    from coe_server.cache.policy import Limits
     from coe_server.events import EventLog
 
 logger = logging.getLogger(__name__)

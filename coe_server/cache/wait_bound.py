@@ -13,7 +13,7 @@ from coe_server.cache.tiers import Ledger, Tier
 from coe_server.engines.engine import Footprint, Seat
 
 if TYPE_CHECKING:
-    from coe_server.cache.scheduler import Limits
+    from coe_server.cache.policy import Limits
     from coe_server.cache.slot import Slot
 
 

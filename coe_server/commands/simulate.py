@@ -15,7 +15,7 @@ from rich.table import Table
 
 from coe_server.build.capacity import build_capacity
 from coe_server.build.experts import build_experts, refuse_what_never_fits
-from coe_server.cache.scheduler import POLICIES, Limits
+from coe_server.cache.policy import POLICIES, Limits
 from coe_server.commands.terminal import mistakes_as_sentences, no_room_for, table_console, that_fits
 from coe_server.config.schema import ServerConfig, load_config
 from coe_server.errors import ConfigError, DatasetError

@@ -15,7 +15,7 @@ from rich.table import Table
 from coe_server.build.capacity import cores_of_cards, ram_of_tiers
 from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.placement import kept_by_sleepers, used_by_loaded
-from coe_server.cache.scheduler import Limits
+from coe_server.cache.policy import Limits
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes, Tier, mib
 from coe_server.commands.bounds import bounds_of_groups, wait_bound

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
 
-from coe_server.cache.scheduler import OURS, Policy
+from coe_server.cache.policy import OURS, Policy
 from coe_server.cache.tiers import Tier
 from coe_server.simulation.nodes import Rule, simulate_nodes
 from coe_server.simulation.offline_bound import Bringing, Job, lower_bound

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from coe_server.cache.costs import Costs
-from coe_server.cache.scheduler import Limits
+from coe_server.cache.policy import Limits
 from coe_server.cache.seats import Card, candidate_seats
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes, Tier

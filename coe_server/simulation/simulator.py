@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 from coe_server.cache.expert_cache import ExpertCache
-from coe_server.cache.scheduler import Limits, Policy
+from coe_server.cache.policy import Limits, Policy
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes, Tier
 from coe_server.engines.engine import EngineRequest, EngineResponse, Footprint, Seat

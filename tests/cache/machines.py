@@ -2,7 +2,7 @@
 
 from hypothesis import strategies as st
 
-from coe_server.cache.scheduler import Limits
+from coe_server.cache.policy import Limits
 from coe_server.cache.tiers import Bytes, Tier
 from coe_server.engines.engine import Footprint
 from coe_server.simulation.simulator import Scenario, SimulatedExpert, Timing

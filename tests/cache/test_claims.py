@@ -4,8 +4,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coe_server.cache.claims import Claim
-from coe_server.cache.scheduler import Limits, Queue, conduct
+from coe_server.cache.policy import Limits
+from coe_server.cache.scheduler import conduct
 from coe_server.cache.tiers import Bytes, Holding, Standing, Tier
+from coe_server.cache.turns import Queue
 from coe_server.engines.engine import Footprint
 from tests.cache.test_planner_cards import machines
 from tests.examples import examples

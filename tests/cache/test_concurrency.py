@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coe_server.cache.expert_cache import ExpertCache
-from coe_server.cache.scheduler import OURS, Limits
+from coe_server.cache.policy import OURS, Limits
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes, Tier
 from coe_server.cache.wait_bound import turn_seconds, turns_ahead

@@ -5,7 +5,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe_server.cache.prefetch import HALF_LIFE_SECONDS, Demand
+from coe_server.cache.demand import HALF_LIFE_SECONDS, Demand
 
 PAUSES = st.sampled_from([0.0, 1.0, HALF_LIFE_SECONDS, 100.5 * HALF_LIFE_SECONDS])
 

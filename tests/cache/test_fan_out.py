@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coe_server.cache.policy import OURS, Limits
 from coe_server.cache.queue import WaitingLine
-from coe_server.cache.scheduler import OURS, Limits
 from coe_server.cache.slot import Expert, new_slot
 from coe_server.cache.tiers import Tier
 from coe_server.cache.wait_bound import turn_seconds

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from coe_server.cache.expert_cache import ExpertCache
-from coe_server.cache.scheduler import Limits
+from coe_server.cache.policy import Limits
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes, Tier
 from coe_server.cache.wait_times import Ahead, Forecast

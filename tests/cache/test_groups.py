@@ -2,7 +2,7 @@
 
 import pytest
 
-from coe_server.cache.scheduler import Limits
+from coe_server.cache.policy import Limits
 from coe_server.cache.wait_bound import Group, Sharer, groups_of
 from coe_server.engines.engine import Footprint
 

@@ -11,9 +11,11 @@ import pytest
 
 from coe_server.cache.claims import Claim
 from coe_server.cache.pins import left_out, pinned
+from coe_server.cache.policy import FIFO, LFU, LRU, OURS, Limits
 from coe_server.cache.prefetch import Prospect, prefetch
-from coe_server.cache.scheduler import FIFO, LFU, LRU, OURS, Limits, Queue, conduct
+from coe_server.cache.scheduler import conduct
 from coe_server.cache.tiers import Bytes, Holding, Standing, Tier
+from coe_server.cache.turns import Queue
 from coe_server.engines.engine import Footprint
 
 RECORDED = Path(__file__).with_name("one_card_decisions.txt")

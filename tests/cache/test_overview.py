@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from coe_server.cache.conductor import Conductor
 from coe_server.cache.overview import Overview
-from coe_server.cache.scheduler import POLICIES
+from coe_server.cache.policy import POLICIES
 from coe_server.cache.wait_times import Waits
 from coe_server.simulation.simulator import simulate
 from tests.cache.machines import played

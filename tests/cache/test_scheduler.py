@@ -8,20 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coe_server.cache import scheduler
+from coe_server.cache.policy import FIFO, OURS, Limits, on_cards
 from coe_server.cache.queue import WEIGHTS
-from coe_server.cache.scheduler import (
-    FIFO,
-    OURS,
-    Limits,
-    Queue,
-    Turn,
-    conduct,
-    on_cards,
-    seconds_until_pressing,
-    seconds_until_tenured,
-    turns,
-)
+from coe_server.cache.scheduler import conduct
 from coe_server.cache.tiers import Bytes, Holding, Standing, Tier
+from coe_server.cache.turns import Queue, Turn, seconds_until_pressing, seconds_until_tenured, turns
 from coe_server.engines.engine import Footprint
 from tests.cache.test_planner import worlds
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coe_server.cache.expert_cache import ExpertCache
-from coe_server.cache.scheduler import OURS, Limits
+from coe_server.cache.policy import OURS, Limits
 from coe_server.cache.seats import Card, candidate_seats
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes, Tier, bytes_in

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coe_server.cache.policy import Limits
 from coe_server.cache.queue import Owner, WaitedFor
-from coe_server.cache.scheduler import Limits
 from coe_server.errors import Overloaded
 from tests.cache.test_expert_cache import run, running, settle, status
 

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from coe_server.cache.expert_cache import ExpertCache
-from coe_server.cache.scheduler import Limits
+from coe_server.cache.policy import Limits
 from coe_server.cache.slot import Expert, State
 from coe_server.cache.tiers import Bytes, Tier
 from coe_server.errors import ExpertUnavailable

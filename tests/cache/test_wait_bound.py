@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from coe_server.cache.scheduler import OURS, Limits
+from coe_server.cache.policy import OURS, Limits
 from coe_server.cache.tiers import Bytes, Tier
 from coe_server.cache.wait_bound import Sharer, slowest_switch_seconds, turn_seconds, wait_bound_seconds
 from coe_server.engines.engine import Footprint

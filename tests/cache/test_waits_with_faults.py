@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coe_server.cache.expert_cache import ExpertCache
-from coe_server.cache.scheduler import Limits
+from coe_server.cache.policy import Limits
 from coe_server.cache.slot import Expert
 from coe_server.cache.wait_bound import turn_seconds
 from coe_server.errors import CardLost, EngineError, EngineStartFailed, ExpertUnavailable, Overloaded

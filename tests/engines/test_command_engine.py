@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from coe_server.cache.expert_cache import ExpertCache
-from coe_server.cache.scheduler import Limits
+from coe_server.cache.policy import Limits
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes
 from coe_server.engines import command_run

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from coe_server.cache.expert_cache import ExpertCache
+from coe_server.cache.policy import Limits
 from coe_server.cache.queue import Lease
-from coe_server.cache.scheduler import Limits
 from coe_server.cache.slot import Expert, State
 from coe_server.cache.status import ExpertStatus
 from coe_server.cache.tiers import Bytes, Tier

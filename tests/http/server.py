@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from coe_server.cache.expert_cache import ExpertCache
-from coe_server.cache.scheduler import Limits
+from coe_server.cache.policy import Limits
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes
 from coe_server.cache.turnover import Turnover

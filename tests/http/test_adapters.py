@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from coe_server.cache.scheduler import Limits
+from coe_server.cache.policy import Limits
 from coe_server.cache.tiers import Bytes
 from coe_server.engines.adapter import Adapter, read_adapter
 from coe_server.engines.simulated import SimulatedEngine

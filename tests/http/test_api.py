@@ -6,7 +6,7 @@ import socket
 import openai
 import pytest
 
-from coe_server.cache.scheduler import Limits
+from coe_server.cache.policy import Limits
 from coe_server.cache.tiers import Bytes
 from coe_server.engines.simulated import SimulatedEngine
 from coe_server.errors import EngineDied

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import openai
 import pytest
 
-from coe_server.cache.scheduler import Limits
+from coe_server.cache.policy import Limits
 from coe_server.cache.tiers import Bytes
 from coe_server.engines.remote import RemoteEngine
 from coe_server.errors import EngineDied, EngineStartFailed

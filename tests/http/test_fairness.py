@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from coe_server.cache.scheduler import Limits
+from coe_server.cache.policy import Limits
 from coe_server.keys import Key, Keyring, hashed
 from tests.http.server import running_server
 from tests.http.test_api import simulated

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe_server.cache.scheduler import Limits
+from coe_server.cache.policy import Limits
 from coe_server.errors import RequestError
 from coe_server.http.apis import APIS, MOST_INPUTS
 from coe_server.http.bodies.body import LARGE_BYTES, parse_request

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from coe_server.cache.scheduler import Limits
+from coe_server.cache.policy import Limits
 from coe_server.engines.simulated import SimulatedEngine
 from tests.http.server import running_server
 from tests.patience import until

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from coe_server.cache.scheduler import Limits
+from coe_server.cache.policy import Limits
 from coe_server.engines.simulated_answers import SURE, UNSURE
 from coe_server.errors import EngineDied
 from coe_server.routing import artifact as artifacts

@@ -21,7 +21,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from coe_server.app import build_server
 from coe_server.build.service import build_tracing
-from coe_server.cache.scheduler import Limits
+from coe_server.cache.policy import Limits
 from coe_server.config.schema import ServerConfig, TracingSettings
 from coe_server.errors import ConfigError
 from coe_server.http.answers.usage import Usage

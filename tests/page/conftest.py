@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 from playwright.sync_api import sync_playwright
 
-from coe_server.cache.scheduler import Limits
+from coe_server.cache.policy import Limits
 from coe_server.cache.tiers import Bytes
 from coe_server.engines.simulated import SimulatedEngine
 from coe_server.http.routes.quality import quality_of

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe_server.cache.scheduler import OURS
+from coe_server.cache.policy import OURS
 from coe_server.cache.tiers import Tier
 from coe_server.errors import DatasetError
 from coe_server.simulation.comparison import compare_nodes, measure

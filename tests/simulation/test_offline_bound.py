@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 
-from coe_server.cache.scheduler import LRU, OURS, POLICIES
+from coe_server.cache.policy import LRU, OURS, POLICIES
 from coe_server.cache.tiers import Bytes, Tier
 from coe_server.simulation.comparison import compare, measure, offline_bound
 from coe_server.simulation.offline_bound import lower_bound

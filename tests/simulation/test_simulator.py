@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 
 from coe_server.cache.costs import Costs
-from coe_server.cache.scheduler import FIFO, LRU, OURS, POLICIES
+from coe_server.cache.policy import FIFO, LRU, OURS, POLICIES
 from coe_server.cache.tiers import Tier
 from coe_server.errors import DatasetError
 from coe_server.simulation.comparison import measure

@@ -2,7 +2,7 @@
 
 from xml.etree import ElementTree as ET
 
-from coe_server.cache.scheduler import OURS
+from coe_server.cache.policy import OURS
 from coe_server.simulation.simulator import simulate
 from coe_server.simulation.timeline import draw_timeline
 from tests.cache.machines import machine, trace_of

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe_server.cache.scheduler import Limits
+from coe_server.cache.policy import Limits
 from coe_server.errors import BodiesFull, RateLimited
 from coe_server.http.rate_limits import Bodies, BodyLimits
 from coe_server.keys import Key, Keyring, hashed
