@@ -167,7 +167,7 @@ async def _keep_measured(cache: ExpertCache, config: ServerConfig) -> None:
         await moved.wait()
         moved.clear()
         try:
-            await asyncio.to_thread(write_costs, costs_file(config), cache.measured_costs())
+            await asyncio.to_thread(write_costs, costs_file(config), cache.slots.measured_costs())
             experts = [slot.expert for slot in cache.slots.values()]
             await asyncio.to_thread(keep_footprints, footprints_file(config), experts)
         except OSError as error:

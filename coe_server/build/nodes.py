@@ -99,7 +99,7 @@ class _ExpertsOfNodes:
             logger.warning("expert '%s' of a node has the name of an expert of this front, which answers", name)
             return
         engine = OnNodes(name, self._nodes)
-        self._service.cache.add(Expert(name, engine, remote=True, on_nodes=True, max_concurrency=_ENDLESS))
+        self._service.cache.roster.add(Expert(name, engine, remote=True, on_nodes=True, max_concurrency=_ENDLESS))
         self._models[name] = name
         self._service.leaving.discard(name)
         self._told.discard(name)
@@ -108,7 +108,7 @@ class _ExpertsOfNodes:
         if self._service.is_on_nodes(name):
             logger.info("no node has expert '%s' any more", name)
             self._service.leaving.add(name)
-            self._service.cache.remove(name)
+            self._service.cache.roster.remove(name)
 
     def tell_missing(self) -> None:
         """Say which experts of the router no node has, once every node has answered or failed to."""

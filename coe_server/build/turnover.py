@@ -137,7 +137,7 @@ class ServedExperts:
         if not any(news.as_json().values()):
             return
         come_back = {name for name in news.added if name in service.cache.slots}  # before they were gone
-        service.cache.take_over(turnover)
+        service.cache.roster.take_over(turnover)
         for name in news.added:
             service.presets.pop(name, None)  # of a preset that had the name before
         for engine, adapters in reshaped.adapters:

@@ -8,17 +8,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from math import inf
 
 from coe_server.cache.claims import Claim
-from coe_server.cache.demand import Demand
 from coe_server.cache.mover import Mover
 from coe_server.cache.overview import Overview
 from coe_server.cache.planner import Plan
 from coe_server.cache.policy import Limits, Policy
-from coe_server.cache.prefetch import Guess, Guesses, prefetch
-from coe_server.cache.scheduler import conduct
+from coe_server.cache.scheduler import conduct, seconds_until_pressing, seconds_until_tenured
 from coe_server.cache.slot import Slot
 from coe_server.cache.tiers import Ledger, Tier
-from coe_server.cache.turns import seconds_until_pressing, seconds_until_tenured
-from coe_server.cache.upkeep import Upkeep
+from coe_server.cache.upkeep import Prefetching, Upkeep
 from coe_server.events import EventLog
 
 logger = logging.getLogger(__name__)
@@ -39,12 +36,12 @@ class Conductor:
         clock: Callable[[], float],
         admit: Callable[[Slot], None],
         changed: asyncio.Event,
-        guesses: Guesses,
-        turn_over: Callable[[], None] = lambda: None,
+        upkeep: Upkeep,
+        prefetching: Prefetching,
+        turn_over: Callable[[], Iterable[Plan]],
     ) -> None:
-        """`turn_over` is called on each pass: experts that a reload changed or removed are replaced, or leave."""
+        """`turn_over` replaces experts that a reload has changed, or lets them go; it returns what to stop for that."""
         self.ready = asyncio.Event()  # set once preloading is done
-        self.demand = Demand(slots)
         self._slots = slots
         self._overview = overview
         self._mover = mover
@@ -55,14 +52,13 @@ class Conductor:
         self._clock = clock
         self._admit = admit
         self._changed = changed  # set after every change that may require new orders
-        self._guesses = guesses
+        self._upkeep = upkeep
+        self._prefetching = prefetching
         self._turn_over = turn_over
-        self.upkeep = Upkeep(slots, overview, ledger)
         self._draining: frozenset[str] = frozenset()
         self._claims: tuple[Claim, ...] = ()
         self._lost: set[int] = set()  # cards
         self._to_restart: set[str] = set()
-        self._coming: Slot | None = None  # prefetched
 
     async def run(self) -> None:
         """Conduct until cancelled."""
@@ -80,8 +76,7 @@ class Conductor:
         for name in victims:
             self._slots[name].change(pushed_out=name != goal.name)
         if any(move.target is Tier.DEVICE for move in plan_.moves):
-            for name in self._guesses.open(Guess.ROOM):
-                self._guesses.end(Guess.ROOM, name, self._guesses.useful)
+            self._prefetching.note_load()
             if pushed := [name for name in victims if name != goal.name]:
                 self._events.record("switch", expert=goal.name, victims=pushed, waiting=len(goal.waiters))
         self._mover.begin(plan_)
@@ -101,24 +96,25 @@ class Conductor:
         now = self._clock()
         if self._lost:
             _leave_lost_cards(self._slots.values(), self._lost, self._mover)
-        _end_cooldowns(self._overview.failed, now)
-        _end_guesses(self._guesses, self._slots)
+        _end_cooldowns(self._overview.groups.failed.values(), now)
+        self._prefetching.count_wasted()
         self._stop_for_restarts()
-        self._turn_over()
+        for way in self._turn_over():
+            self.begin(way)
         self._follow_orders()
-        for slot in self._overview.at_hand:
+        for slot in tuple(self._overview.groups.at_hand.values()):
             self._admit(slot)
-        if self._overview.calm:
+        if self._overview.groups.calm:
             self._keep_up()
-        self._give_up_a_guess()
-        if self.ready.is_set():
-            self._prefetch()
-        for slot in self._overview.settled:
+        self._prefetching.give_way()
+        self._prefetch()
+        for slot in tuple(self._overview.groups.settled.values()):
             if (ends := _idle_until(slot)) is not None and self._clock() >= ends:
                 self.begin(Plan((slot.move_to(slot.idle_tier),)))
 
     def _stop_for_restarts(self) -> None:
-        for slot in [self._slots[name] for name in self._to_restart]:
+        for name in tuple(self._to_restart):
+            slot = self._slots[name]
             if slot.restarting and (slot.leases or slot.moving is not None):
                 continue
             if slot.restarting and slot.tier is not Tier.DISK:
@@ -130,21 +126,22 @@ class Conductor:
 
     def _keep_up(self) -> None:
         """Load the experts to preload, then those below their pin, one at a time."""
-        way = self.upkeep.preload()
+        way = self._upkeep.preload()
         if way is None:
             if not self.ready.is_set():
                 self.ready.set()
                 told = ", ".join(f"{slot.name} {slot.residency}" for slot in self._slots.values())
                 logger.info("ready: %s", told or "no experts of its own")
-            way = self.upkeep.return_to_pin()
+            way = self._upkeep.return_to_pin()
         if way is not None:
             self.begin(way)
 
     def _follow_orders(self) -> None:
         seen = self._overview
         if not (queues := seen.queues()):
-            self._draining = _let_drain(self._slots, self._draining, frozenset())
-            if not seen.anyone_waits:
+            if self._draining:
+                self._draining = _let_drain(self._slots, self._draining, frozenset())
+            if self._claims and not seen.groups.in_turn:
                 self._claims = ()
             return
         orders = conduct(
@@ -154,8 +151,7 @@ class Conductor:
             self._clock(),
             self._limits,
             self._policy,
-            seen.starting,
-            seen.starts_on,
+            seen.groups.starts_on,
             self._claims,
         )
         self._claims = orders.claims
@@ -167,32 +163,12 @@ class Conductor:
         for ready in orders.plans:
             self.begin(ready)
 
-    def _give_up_a_guess(self) -> None:
-        """Cancel a start made by prefetching when a request waits for another expert. A wake is fast and goes on."""
-        if self._coming is not None and self._coming.moving is None:
-            self._coming = None
-        coming = self._coming
-        if coming is not None and self._overview.anyone_waits and not coming.waiters and coming.tier is Tier.DISK:
-            self._mover.give_up(coming)
-            self._coming = None
-
     def _prefetch(self) -> None:
-        """Make the next switch shorter, while no request waits and nothing moves."""
-        if not self._limits.prefetch or not self._overview.calm:
+        if not (self.ready.is_set() and self._limits.prefetch and self._overview.groups.calm):
             return
-        here, away = self._overview.prospects()
-        free = self._ledger.capacity - self._overview.standing.used
-        way = prefetch(here.values(), away, self.demand.chances(self._clock()), free)
-        if way is None:
-            return
-        goal, target = self._slots[way.moves[-1].expert], way.moves[-1].target
-        self.begin(way)
-        if target is Tier.DEVICE:
-            self._coming = goal
-            self._guesses.begin(Guess.DEVICE, goal.name)
-        else:
-            goal.change(pushed_out=True)  # it may be prefetched again
-            self._guesses.begin(Guess.ROOM, goal.name)
+        if (way := self._prefetching.plan(self._clock())) is not None:
+            self.begin(way)
+            self._prefetching.note(way)
 
     async def _something_can_have_changed(self, since: float) -> None:
         """Wait for a change or the next timer. Timers count from `since`, the start of the last pass."""
@@ -207,14 +183,15 @@ class Conductor:
 
 def _moments(seen: Overview, limits: Limits, policy: Policy, now: float) -> Iterator[float | None]:
     """Seconds until a pass may be needed without an event."""
-    queues = seen.queues()
-    yield seconds_until_pressing(queues, now, limits.max_wait_seconds, policy)
-    if queues and limits.min_tenure_seconds:
-        yield seconds_until_tenured(seen.standing, now, limits.min_tenure_seconds)
-    for slot in seen.failed:
+    groups = seen.groups
+    if queues := seen.queues():
+        yield seconds_until_pressing(queues, now, limits.max_wait_seconds, policy)
+        if limits.min_tenure_seconds:
+            yield seconds_until_tenured(seen.standing, now, limits.min_tenure_seconds)
+    for slot in groups.failed.values():
         if slot.failure is not None:
             yield slot.failure.until - now
-    for slot in seen.settled:
+    for slot in groups.settled.values():
         if (ends := _idle_until(slot)) is not None:
             yield ends - now
 
@@ -240,17 +217,10 @@ def _let_drain(slots: Mapping[str, Slot], before: frozenset[str], names: frozens
 
 def _end_cooldowns(failed: Iterable[Slot], now: float) -> None:
     for slot in failed:
-        assert slot.failure is not None, "the overview lists failed experts only"
+        assert slot.failure is not None, "they are the failed experts"
         slot.waiters.refuse_all(slot.failure.reason, max(1.0, slot.failure.until - now))
         if now >= slot.failure.until:
             slot.change(failure=None)
-
-
-def _end_guesses(guesses: Guesses, slots: Mapping[str, Slot]) -> None:
-    """Count a prefetch as wasted if the expert was evicted without a request."""
-    for name in guesses.open(Guess.DEVICE):
-        if slots[name].moving is None and slots[name].tier is not Tier.DEVICE:
-            guesses.end(Guess.DEVICE, name, guesses.wasted)
 
 
 def _idle_until(slot: Slot) -> float | None:

@@ -11,21 +11,24 @@ from types import MappingProxyType
 
 from coe_server.cache.admission import Admission
 from coe_server.cache.conductor import Conductor
+from coe_server.cache.controls import Controls
+from coe_server.cache.demand import Demand
 from coe_server.cache.health import Failures, Health
-from coe_server.cache.mover import Mover, Tasks
+from coe_server.cache.mover import Mover
+from coe_server.cache.moves import Moves, Tasks
+from coe_server.cache.outlooks import Waits
 from coe_server.cache.overview import Overview
-from coe_server.cache.pins import left_out, seated
-from coe_server.cache.planner import Plan
 from coe_server.cache.policy import OURS, Limits, Policy, on_cards
 from coe_server.cache.prefetch import Guess, Guesses
 from coe_server.cache.queue import Lease, Owner, Priority, WaitedFor
-from coe_server.cache.slot import Expert, Slot, Slots, at_its_pin, new_slot
+from coe_server.cache.slot import Expert, Slot
+from coe_server.cache.slots import Slots, new_slot, place_pinned
 from coe_server.cache.status import ExpertStatus
 from coe_server.cache.tiers import Bytes, Ledger, Tier
-from coe_server.cache.turnover import Roster, Turnover
+from coe_server.cache.turnover import Roster
+from coe_server.cache.upkeep import Prefetching, Upkeep
 from coe_server.cache.wait_bound import WaitBounds
-from coe_server.cache.wait_times import Waits
-from coe_server.errors import ExpertBusy, ExpertUnavailable, NoRoom, Overloaded, UnknownModel
+from coe_server.errors import ExpertUnavailable, Overloaded, UnknownModel
 from coe_server.events import EventLog
 
 logger = logging.getLogger(__name__)
@@ -53,24 +56,28 @@ class ExpertCache:
         changes: dict[str, None] = {}
         made = ((one.name, new_slot(one, limits, changes)) for one in experts)
         self.slots = slots = Slots(made, bases)
-        _place_pinned(slots, capacity)
+        place_pinned(slots, capacity)
+        self.closing = False  # true once nothing new is admitted, because the server stops
         self._waited_for = WaitedFor()
-        self._closing = False
         self._changed = changed = asyncio.Event()
         tasks, self.failures, self.guesses = Tasks(), Failures(events, clock), Guesses()
-        self._mover = Mover(
-            *(slots, self.ledger, events, self.failures, tasks, clock, changed.set, self.lose_card),
-            one_at_a_time=one_move_at_a_time,
-        )
-        self._health = Health(slots, self._mover, self.failures, tasks, changed.set, limits.probe_timeout_seconds)
-        overview = Overview(slots, changes, policy, limits, self.ledger)
-        self.waits = Waits(slots, overview, clock)
+        self._demand = Demand(slots)
+        overview = Overview(slots, changes, policy)
+        upkeep = Upkeep(slots, overview, self.ledger, policy)
+        moves = Moves(slots, self.ledger, events, self.failures, tasks, clock, self.lose_card, one_move_at_a_time)
+        self._mover = mover = Mover(slots, moves, tasks, changed.set)
+        self._health = health = Health(slots, overview, mover, self.failures, tasks, limits.probe_timeout_seconds)
+        self.waits = Waits(slots, overview, self.ledger, limits, policy, clock)
         self.bounds = WaitBounds(slots, self.ledger, limits)
-        self._admission = Admission(slots, policy, self.guesses, self._health, clock, changed)
+        self._admission = Admission(slots, policy, self.guesses, health, clock, changed)
+        self.roster = Roster(
+            *(slots, changes, limits, self.ledger, events, clock, tasks, health),
+            *(self._demand, self.guesses, upkeep, changed),
+        )
         self._conductor = Conductor(
             slots,
             overview,
-            self._mover,
+            mover,
             events,
             self.ledger,
             limits,
@@ -78,14 +85,11 @@ class ExpertCache:
             clock,
             admit=self._admission.admit,
             changed=changed,
-            guesses=self.guesses,
-            turn_over=lambda: self._roster.turn_over(self._conductor),
+            upkeep=upkeep,
+            prefetching=Prefetching(slots, overview, self.ledger, mover, self._demand, self.guesses),
+            turn_over=self.roster.turn_over,
         )
-        self._roster = Roster(
-            *(slots, changes, limits, events, self.guesses, clock, tasks, self._health),
-            placed=lambda: _place_pinned(slots, self.ledger.capacity),
-            changed=changed,
-        )
+        self.controls = Controls(slots, self.ledger, self._conductor, changed, self.lease)
         self.ready = self._conductor.ready  # set once preloading is done
 
     async def run(self) -> None:
@@ -99,29 +103,9 @@ class ExpertCache:
 
     def stop_admitting(self) -> None:
         """Refuse waiting and new requests; requests that hold a lease may finish."""
-        self._closing = True
+        self.closing = True
         for slot in self.slots.values():
             slot.waiters.refuse_all(_CLOSING)
-
-    @property
-    def closing(self) -> bool:
-        """True once nothing new is admitted, because the server stops."""
-        return self._closing
-
-    def take_over(self, turnover: Turnover) -> None:
-        """Let experts come, change and go. New names are accepted from now on; those that change or go finish first
-        what was asked of them, and no other expert is touched. Raises NoRoom; then nothing has changed.
-        """
-        self._roster.take_over(turnover, self._conductor, self.ledger.capacity)
-
-    def add(self, expert: Expert) -> None:
-        """Add an expert of nodes. It has no process here, so it is on the device at once."""
-        assert expert.on_nodes, "an expert with a process here comes by `take_over`, which sees that it fits"
-        self._roster.add(expert, self._conductor)
-
-    def remove(self, name: str) -> None:
-        """Remove an expert of nodes that none of them has any more."""
-        self._roster.remove(name, self._conductor)
 
     async def lease(
         self, name: str, priority: Priority = "normal", fan_out: int = 1, owner: Owner | None = None
@@ -134,13 +118,13 @@ class ExpertCache:
         """
         slot, now = self.slots.present(name), self._clock()
         leases = min(fan_out, slot.places)
-        if self._closing:
+        if self.closing:
             raise ExpertUnavailable(_CLOSING)
         _refuse_while_it_fails(slot, now)
         self._refuse_what_finds_no_room(slot, leases, owner)
         self.bounds.saw(leases)
         if not slot.expert.on_nodes:  # its nodes prefetch it
-            self._conductor.demand.note(slot.name, now)
+            self._demand.note(slot.name, now)
         self.guesses.end(Guess.ROOM, slot.name, self.guesses.wasted)
         granted: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
         waiter = slot.waiters.join(now, priority, granted, leases, owner)
@@ -169,13 +153,12 @@ class ExpertCache:
         if slot is None or slot.expert.remote or slot.expert.on_nodes or slot.tier is Tier.DEVICE:
             yield
             return
-        demand = self._conductor.demand
-        demand.foresee(slot.name, chance)
+        self._demand.foresee(slot.name, chance)
         self._changed.set()
         try:
             yield
         finally:
-            demand.foresee(slot.name, -chance)
+            self._demand.foresee(slot.name, -chance)
 
     def grants_at_once(self, name: str, fan_out: int = 1) -> bool:
         """True if a lease would be granted without waiting."""
@@ -190,60 +173,11 @@ class ExpertCache:
             return False
         return True
 
-    async def load(self, name: str) -> None:
-        """Load an expert onto the device, in turn like a request. A failed expert is tried again at once."""
-        slot = self._served(name)
-        slot.backoff.forgive()
-        if slot.failure is not None:
-            slot.change(failure=None)
-            slot.restarts.forgive()
-        (await self.lease(name)).release()
-
-    async def restart(self, name: str) -> None:
-        """Stop an expert's engine after its answers in progress, and start it again. Requests that come meanwhile wait.
-
-        Raises ExpertBusy for a remote expert or one that shares an engine. The start is in turn, as for a request.
-        """
-        self._require_own_slot(name)
-        slot = self._served(name)
-        if slot.expert.remote:
-            raise ExpertBusy(f"expert '{name}' is remote: it has no engine here to restart")
-        if slot.tier is not Tier.DISK or slot.moving is not None:
-            self._conductor.restart(slot)
-        await self.load(name)
-
-    def unload(self, name: str) -> None:
-        """Evict an idle expert to disk. Raises ExpertBusy if it is leased, requested, moving, pinned or remote."""
-        self._require_own_slot(name)
-        slot = self.slots[name]
-        if (why := _why_it_stays(slot)) is not None:
-            raise ExpertBusy(f"expert '{name}' cannot be evicted: it {why}")
-        if slot.tier is not Tier.DISK:
-            self._conductor.begin(Plan((slot.move_to(Tier.DISK),)))
-
-    def pin(self, name: str, tier: Tier) -> None:
-        """Keep the expert in `tier` or above from now on (`disk`: no pin).
-
-        An expert below its pin is loaded when no request waits; idle experts are evicted for it. Raises ExpertBusy for
-        a remote expert or one that is never in that tier, NoRoom if some expert could never be loaded any more.
-        """
-        self._require_own_slot(name)
-        slot = self.slots[name]
-        if slot.expert.remote:
-            raise ExpertBusy(f"expert '{name}' is remote and cannot be pinned")
-        if tier is Tier.HOST and slot.idle_tier is not Tier.HOST:
-            raise ExpertBusy(f"expert '{name}' never sleeps in host memory; pin it to the device, or to disk (no pin)")
-        if tier.depth < slot.pin.depth:
-            _refuse_to_leave_out(self.slots, name, tier, self.ledger.capacity)
-        slot.change(pin=tier)
-        _place_pinned(self.slots, self.ledger.capacity)
-        self._changed.set()
-
     def lose_card(self, card: int) -> None:
         """Take a failed card out of service: its experts are stopped, their leases lost, none is loaded there again."""
         logger.error("card %d is lost: its experts are stopped and start on other cards, if they fit there", card)
         self.ledger.lose(card)
-        _place_pinned(self.slots, self.ledger.capacity, moved_from=card)
+        place_pinned(self.slots, self.ledger.capacity, moved_from=card)
         self._conductor.lose_card(card)
         self._changed.set()
 
@@ -253,22 +187,6 @@ class ExpertCache:
         return tuple(
             ExpertStatus.of(slot, outlooks[slot.name], self.ledger.held(slot.name)) for slot in self.slots.values()
         )
-
-    def measured_costs(self) -> dict[str, dict[str, float]]:
-        """Expert -> kind of cost -> measured seconds, in the form of `Expert.costs`."""
-        return {slot.name: slot.costs.measured for slot in self.slots.values()}
-
-    def _served(self, name: str) -> Slot:
-        """The slot of an expert that is there and stays. Raises UnknownModel."""
-        slot = self.slots.present(name)
-        if slot.leaves:
-            raise self.slots.unknown(name)
-        return slot
-
-    def _require_own_slot(self, name: str) -> None:
-        self._served(name)
-        if (base := self.slots.bases.get(name)) is not None:
-            raise ExpertBusy(f"expert '{name}' shares the engine of its base; ask for '{base}'")
 
     def _refuse_what_finds_no_room(self, slot: Slot, leases: int, owner: Owner | None) -> None:
         """Raise Overloaded if the queue is full, or half full and the owner already has its share of it."""
@@ -298,33 +216,6 @@ def _refuse_while_it_fails(slot: Slot, now: float) -> None:
         raise ExpertUnavailable(slot.failure.reason, max(0.0, slot.failure.until - now))
     if (refusal := slot.backoff.refusal(now)) is not None:
         raise ExpertUnavailable(f"expert '{slot.name}' is {refusal}", slot.backoff.seconds_left(now))
-
-
-def _refuse_to_leave_out(slots: Mapping[str, Slot], name: str, pin: Tier, capacity: Bytes) -> None:
-    at_their_pins = [at_its_pin(one, pin if one.name == name else one.pin) for one in slots.values()]
-    for why in left_out(at_their_pins, capacity).values():
-        raise NoRoom(f"expert '{name}' is not pinned to {pin}: {why}, this one among them")
-
-
-def _place_pinned(slots: Mapping[str, Slot], capacity: Bytes, moved_from: int | None = None) -> None:
-    """Assign each pinned expert one seat, so that all fit together; other experts may use any of their seats."""
-    placed = seated([at_its_pin(slot, slot.pin, moved_from) for slot in slots.values()], capacity)
-    for slot, holding in zip(slots.values(), placed, strict=True):
-        seats = slot.expert.seats if slot.pin is Tier.DISK or slot.expert.remote else holding.seats
-        if seats != slot.seats:
-            slot.change(seats=seats)
-
-
-def _why_it_stays(slot: Slot) -> str | None:
-    """Why an operator cannot evict it now; None if it can be evicted."""
-    reasons = {
-        "is remote": slot.expert.remote,
-        f"is pinned to {slot.pin} (unpin it first)": slot.pin is not Tier.DISK,
-        "is moving": slot.moving is not None,
-        f"is in use by {slot.leases} requests": slot.leases > 0,
-        f"has {len(slot.waiters)} waiting requests": bool(slot.waiters),
-    }
-    return next((reason for reason, applies in reasons.items() if applies), None)
 
 
 _CLOSING = "the server is stopping"

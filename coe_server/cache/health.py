@@ -14,7 +14,9 @@ from coe_server.engines.engine import EngineRequest
 from coe_server.errors import ConnectionLost, EngineError
 
 if TYPE_CHECKING:
-    from coe_server.cache.mover import Mover, Tasks
+    from coe_server.cache.mover import Mover
+    from coe_server.cache.moves import Tasks
+    from coe_server.cache.overview import Overview
     from coe_server.cache.slot import Slot
     from coe_server.events import EventLog
 
@@ -61,17 +63,17 @@ class Health:
     def __init__(
         self,
         slots: Mapping[str, Slot],
+        overview: Overview,
         mover: Mover,
         failures: Failures,
         tasks: Tasks,
-        changed: Callable[[], None],
         probe_timeout_seconds: float,
     ) -> None:
         self._slots = slots
+        self._overview = overview
         self._mover = mover
         self._failures = failures
         self._tasks = tasks
-        self._changed = changed
         self._timeout_seconds = probe_timeout_seconds
         self._watching: dict[str, asyncio.Task[None]] = {}  # expert -> the task that watches its engines
 
@@ -116,10 +118,10 @@ class Health:
                 still.cancel()
             if not life.is_set():
                 self._note_end(slot, died.result())
-                if _starts_at_once(slot, self._slots):
+                if _may_start_at_once(slot) and not self._overview.groups.in_turn:
                     self._restart(slot)
                 else:
-                    self._stop(slot)
+                    self._mover.abandon(slot)
         finally:
             gone.cancel()
             died.cancel()
@@ -140,17 +142,13 @@ class Health:
                 self._note_end(
                     slot, f"engine '{slot.name}' did not respond to a health check for {self._timeout_seconds:g} s"
                 )
-                self._stop(slot)
+                self._mover.abandon(slot)
             return False
 
     def _note_end(self, slot: Slot, reason: str) -> None:
         assert slot.moving is None, "a move cleans up after its engine"
         logger.warning("expert '%s': %s", slot.name, reason)
         self._failures.count(slot, reason, hopeless=False)
-
-    def _stop(self, slot: Slot) -> None:
-        """Stop admitting requests, then stop the engine in a task."""
-        self._mover.abandon(slot)
 
     def _restart(self, slot: Slot) -> None:
         """Start it again without a stop first: the new engine may load from the image of the dead one."""
@@ -160,11 +158,8 @@ class Health:
         self._mover.begin(Plan((slot.move_to(Tier.DEVICE),)))
 
 
-def _starts_at_once(slot: Slot, slots: Mapping[str, Slot]) -> bool:
-    """True if its freed device memory is needed only by its own requests or pin."""
+def _may_start_at_once(slot: Slot) -> bool:
+    """True if its freed device memory is needed by its own requests or pin, unless requests wait for another expert."""
     if slot.tier is not Tier.DEVICE or slot.expert.remote or slot.failure is not None or slot.draining:
         return False
-    if slot.successor is not None:
-        return False
-    wanted = slot.waiters or slot.pin is not Tier.DISK
-    return bool(wanted) and not any(other.waits_for_a_turn for other in slots.values())
+    return slot.successor is None and (bool(slot.waiters) or slot.pin is not Tier.DISK)

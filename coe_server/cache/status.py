@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from coe_server.cache.outlooks import Outlook
 from coe_server.cache.slot import MoveRecord, Slot, State, state_of
 from coe_server.cache.tiers import Bytes, Tier
-from coe_server.cache.wait_times import Outlook
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, NamedTuple
 from coe_server.cache.pins import left_out, pinned
 from coe_server.cache.planner import Plan
 from coe_server.cache.prefetch import Guess, Guesses
-from coe_server.cache.slot import Expert, Slot, Slots, at_its_pin, new_slot
-from coe_server.cache.tiers import Bytes, Holding, Tier
+from coe_server.cache.slot import Expert, Slot
+from coe_server.cache.slots import Slots, at_its_pin, new_slot, place_pinned
+from coe_server.cache.tiers import Bytes, Holding, Ledger, Tier
 from coe_server.errors import NoRoom
 
 if TYPE_CHECKING:
-    from coe_server.cache.conductor import Conductor
+    from coe_server.cache.demand import Demand
     from coe_server.cache.health import Health
-    from coe_server.cache.mover import Tasks
+    from coe_server.cache.moves import Tasks
     from coe_server.cache.policy import Limits
+    from coe_server.cache.upkeep import Upkeep
     from coe_server.events import EventLog
 
 logger = logging.getLogger(__name__)
@@ -112,46 +114,52 @@ def _to_come(expert: Expert, pin: Tier) -> Holding:
 
 
 class Roster:
-    """Which experts the cache has. `placed` is called after each change of pins or seats."""
+    """Which experts the cache has."""
 
     def __init__(
         self,
         slots: Slots,
         changes: dict[str, None],
         limits: Limits,
+        ledger: Ledger,
         events: EventLog,
-        guesses: Guesses,
         clock: Callable[[], float],
         tasks: Tasks,
         health: Health,
-        placed: Callable[[], None],
+        demand: Demand,
+        guesses: Guesses,
+        upkeep: Upkeep,
         changed: asyncio.Event,
     ) -> None:
         self._slots = slots
         self._changes = changes
         self._limits = limits
+        self._ledger = ledger
         self._events = events
-        self._guesses = guesses
         self._clock = clock
         self._tasks = tasks
         self._health = health
-        self._placed = placed
+        self._demand = demand
+        self._guesses = guesses
+        self._upkeep = upkeep
         self._changed = changed
         self._turning: dict[str, Slot] = {}  # experts that change or leave
 
-    def take_over(self, turnover: Turnover, conductor: Conductor, capacity: Bytes) -> None:
-        """Begin a turnover: new names are accepted from now on. Raises NoRoom; then nothing has changed."""
-        if (why := why_not(turnover, self._slots, capacity)) is not None:
+    def take_over(self, turnover: Turnover) -> None:
+        """Let experts come, change and go. New names are accepted from now on; those that change or go finish first
+        what was asked of them, and no other expert is touched. Raises NoRoom; then nothing has changed.
+        """
+        if (why := why_not(turnover, self._slots, self._ledger.capacity)) is not None:
             raise NoRoom(why)
         self._share(turnover.bases)
         for name in turnover.removed:
-            self.remove(name, conductor)
+            self.remove(name)
         for name, terms in turnover.adjusted.items():
-            self._adjust(self._slots[name], terms, conductor)
+            self._adjust(self._slots[name], terms)
         for expert in (*turnover.added, *turnover.changed):
-            self.add(expert, conductor)
+            self._bring(expert)
         self._slots.put_in_order(turnover.order)
-        self._placed()
+        place_pinned(self._slots, self._ledger.capacity)
         self._changed.set()
 
     def _share(self, bases: Mapping[str, str]) -> None:
@@ -163,78 +171,83 @@ class Roster:
         for name in sorted(bases.keys() - before.keys()):
             self._events.record("expert", expert=name, change="added")
 
-    def add(self, expert: Expert, conductor: Conductor) -> None:
+    def add(self, expert: Expert) -> None:
+        """Add an expert of nodes. It has no process here, so it is on the device at once."""
+        assert expert.on_nodes, "an expert with a process here comes by `take_over`, which sees that it fits"
+        self._bring(expert)
+
+    def _bring(self, expert: Expert) -> None:
         """Add an expert; one of this name that is there is replaced by it, once it has answered what waits for it."""
         slot = self._slots.get(expert.name)
         if slot is not None:
             slot.change(successor=expert, renewed_at=self._clock(), leaves=False)
-            conductor.upkeep.forget(slot)
+            self._upkeep.forget(slot)
             self._turning[slot.name] = slot
             self._changed.set()
             return
         slot = self._slots[expert.name] = new_slot(expert, self._limits, self._changes)
         self._slots.former.pop(expert.name, None)
-        self._start_to_count(slot, conductor)
+        self._start_to_count(slot)
         self._events.record("expert", expert=slot.name, change="added")
 
-    def remove(self, name: str, conductor: Conductor) -> None:
+    def remove(self, name: str) -> None:
         """Remove an expert once it has answered what was asked of it. It is loaded for nothing else."""
         slot = self._slots[name]
         pin = slot.pin if slot.expert.remote else Tier.DISK
         slot.change(leaves=True, successor=None, pin=pin)
-        conductor.upkeep.forget(slot)
+        self._upkeep.forget(slot)
         self._turning[name] = slot
         self._changed.set()
 
-    def _adjust(self, slot: Slot, terms: Terms, conductor: Conductor) -> None:
+    def _adjust(self, slot: Slot, terms: Terms) -> None:
         pin = slot.pin if terms.pin is None or slot.expert.remote else terms.pin
         wants_more = terms.preload.depth < slot.expert.preload.depth
         slot.change(pin=pin, expert=terms.of(slot.expert))
         if slot.successor is not None:
             slot.change(successor=terms.of(slot.successor))
         elif wants_more:
-            conductor.upkeep.add(slot)
+            self._upkeep.add(slot)
 
-    def turn_over(self, conductor: Conductor) -> None:
+    def turn_over(self) -> Iterator[Plan]:
         """Replace, or let go, every expert whose turn that is. One that still has a process is stopped first."""
         for slot in tuple(self._turning.values()):
             if not slot.is_done:
                 continue
             if slot.tier is not Tier.DISK and not slot.expert.remote:
-                conductor.begin(Plan((slot.move_to(Tier.DISK),)))
+                yield Plan((slot.move_to(Tier.DISK),))
                 continue
             if slot.expert.remote:
                 self._tasks.own(slot.engine.stop())
             del self._turning[slot.name]
             if slot.leaves:
-                self._let_go(slot, conductor)
+                self._let_go(slot)
             else:
-                self._renew(slot, conductor)
+                self._renew(slot)
 
-    def _renew(self, slot: Slot, conductor: Conductor) -> None:
+    def _renew(self, slot: Slot) -> None:
         assert slot.successor is not None, "an expert that changes has a successor"
         expert = slot.successor
         slot.become(expert, expert.max_concurrency or self._limits.max_concurrency)
-        self._placed()
-        self._start_to_count(slot, conductor)
+        place_pinned(self._slots, self._ledger.capacity)
+        self._start_to_count(slot)
         self._events.record("expert", expert=slot.name, change="changed")
         logger.info("%s: has its new settings", slot.name)
 
-    def _let_go(self, slot: Slot, conductor: Conductor) -> None:
+    def _let_go(self, slot: Slot) -> None:
         name = slot.name
         for guess in Guess:
             self._guesses.end(guess, name, self._guesses.wasted)
         slot.change(tier=Tier.DISK)
         del self._slots[name]
         self._slots.former[name] = slot
-        conductor.demand.forget(name)
+        self._demand.forget(name)
         self._health.forget(slot)
-        self._placed()
+        place_pinned(self._slots, self._ledger.capacity)
         self._events.record("expert", expert=name, change="removed")
         logger.info("%s: is gone", name)
 
-    def _start_to_count(self, slot: Slot, conductor: Conductor) -> None:
+    def _start_to_count(self, slot: Slot) -> None:
         if not slot.expert.on_nodes:
-            conductor.demand.add(slot.name)
-        conductor.upkeep.add(slot)
+            self._demand.add(slot.name)
+        self._upkeep.add(slot)
         self._health.watch_one(slot)

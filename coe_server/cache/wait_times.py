@@ -1,4 +1,4 @@
-"""An estimate of each expert's wait now. No I/O.
+"""Pure: an estimate of the wait for each expert.
 
 It assumes that no other request arrives. It assigns the turns ahead to the places on the device.
 """
@@ -6,12 +6,8 @@ It assumes that no other request arrives. It assigns the turns ahead to the plac
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    from coe_server.cache.overview import Overview
-    from coe_server.cache.slot import Slot
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 
 class Ahead(NamedTuple):
@@ -47,6 +43,15 @@ def passed(since: float | None, usual_seconds: float, now: float) -> float:
     return 0.0 if since is None else min(now - since, usual_seconds)
 
 
+def makes_room(let_in: Sequence[float], places: int, place: int) -> float | None:
+    """Grant time of the lease whose release admits the request at this position; None if no lease must end first.
+
+    Positions count the held leases, granted at the times `let_in`, oldest first, then the waiting requests.
+    """
+    position = place % places
+    return let_in[position] if position < len(let_in) else None
+
+
 class Forecast:
     """Predicts when the experts of `turns` (in order) are loaded.
 
@@ -77,86 +82,3 @@ class Forecast:
         if turn.from_disk:
             self._starts_from = up
         heapq.heappush(self._places, up + turn.serving_seconds)
-
-
-class Outlook(NamedTuple):
-    """The wait, or the failure, that a request for an expert would meet now."""
-
-    residency: str
-    predicted_wait_seconds: float
-    failure: str | None
-    returns_seconds: float | None = None  # seconds until a failed expert admits requests again
-
-
-class Waits:
-    """Each expert's wait now, from the present queues and measured costs. `clock` returns seconds."""
-
-    def __init__(self, slots: Mapping[str, Slot], overview: Overview, clock: Callable[[], float]) -> None:
-        self._slots = slots
-        self._overview = overview
-        self._clock = clock
-        self._steady: dict[str, tuple[Expected, Outlook]] = {}  # outlooks that do not change with time alone
-
-    def outlooks(self) -> Outlooks:
-        """Each expert's outlook by name. Valid only until the next await."""
-        return Outlooks(self._slots, self._overview, self._clock(), self._steady)
-
-    def predicted_seconds(self, name: str) -> float:
-        """Predicted wait of a request that arrives now until its lease, in seconds."""
-        return self.outlooks()[self._slots[name].name].predicted_wait_seconds
-
-
-class Outlooks(Mapping[str, Outlook]):
-    """Each expert's outlook at one moment, computed on access.
-
-    `steady`: a cache of earlier outlooks; an entry is valid while its `Expected` is the same object.
-    """
-
-    def __init__(
-        self, slots: Mapping[str, Slot], overview: Overview, now: float, steady: dict[str, tuple[Expected, Outlook]]
-    ) -> None:
-        self._slots = slots
-        self._overview = overview
-        self._now = now
-        self._steady = steady
-        self._forecast: Forecast | None = None  # shared by all experts; not needed while all are at hand
-
-    def __getitem__(self, name: str) -> Outlook:
-        expected = self._overview.expected_of(name)
-        backs_off = self._slots[name].backoff.since is not None
-        before, outlook = self._steady.get(name, (None, None))
-        if before is expected and outlook is not None and not backs_off:
-            return outlook
-        outlook = Outlook(expected.residency, self._seconds(name, expected), *self._absence(name, expected.failure))
-        if expected.at_hand and expected.makes_room is None and expected.failure is None and not backs_off:
-            self._steady[name] = expected, outlook
-        return outlook
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._slots)
-
-    def __len__(self) -> int:
-        return len(self._slots)
-
-    def _seconds(self, name: str, expected: Expected) -> float:
-        """Seconds until a request that arrives now is granted a lease."""
-        serving = expected.left_to_serve(self._now)
-        return serving if expected.at_hand else serving + self._until_up(name, expected)
-
-    def _until_up(self, name: str, expected: Expected) -> float:
-        """Seconds until it is loaded and admits new requests."""
-        forecast = self._forecast = self._forecast or self._overview.forecast(self._now)
-        turn = forecast.until.get(name)
-        if turn is not None:
-            return turn
-        if expected.on_its_way:
-            return self._overview.seconds_left(name, self._now)
-        return (forecast.start_after_all if expected.from_disk else forecast.wake_after_all) + expected.up_seconds
-
-    def _absence(self, name: str, failure: str | None) -> tuple[str | None, float | None]:
-        """Why no request is admitted now, and for how many seconds; (None, None) if requests are."""
-        slot = self._slots[name]
-        if slot.backoff.since is not None:
-            refusal = slot.backoff.refusal(self._now)
-            return refusal, None if refusal is None else slot.backoff.seconds_left(self._now)
-        return failure, None if slot.failure is None else max(0.0, slot.failure.until - self._now)

@@ -15,8 +15,8 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from coe_server.cache.expert_cache import ExpertCache
+from coe_server.cache.outlooks import Outlook
 from coe_server.cache.slot import Slot
-from coe_server.cache.wait_times import Outlook
 from coe_server.cluster.nodes import BestNode, Nodes
 from coe_server.config.types import MODALITIES
 from coe_server.engines.engine import TellsLength

@@ -15,9 +15,9 @@ from itertools import groupby
 from typing import cast
 
 from coe_server.cache.expert_cache import ExpertCache
+from coe_server.cache.outlooks import Outlook
 from coe_server.cache.slot import Slot, state_of
 from coe_server.cache.tiers import Tier
-from coe_server.cache.wait_times import Outlook
 from coe_server.cluster.choice import best_of_nodes, choose
 from coe_server.cluster.sent import Sent
 from coe_server.cluster.snapshot import PROTOCOL, ExpertOnNode, FootprintOnNode, NodeSnapshot, PinOnNode, TierOnNode

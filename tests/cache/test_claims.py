@@ -5,9 +5,8 @@ from hypothesis import strategies as st
 
 from coe_server.cache.claims import Claim
 from coe_server.cache.policy import Limits
-from coe_server.cache.scheduler import conduct
+from coe_server.cache.scheduler import Queue, conduct
 from coe_server.cache.tiers import Bytes, Holding, Standing, Tier
-from coe_server.cache.turns import Queue
 from coe_server.engines.engine import Footprint
 from tests.cache.test_planner_cards import machines
 from tests.examples import examples
@@ -65,7 +64,7 @@ def test_a_claim_is_kept_while_an_engine_starts_elsewhere():
     third = expert("third", Tier.DEVICE, (2,), seats=THIRD, busy=True)  # on its way there
     asleep = expert("asleep", Tier.HOST, (1,), seats=((1,),), wanted=True)
     claim = Claim("wide", 0.0, (0, 1), 10)
-    how = {"starting": True, "claims": (claim,)}
+    how = {"claims": (claim,)}
     machine = [WIDE, BUSY, third, asleep], {"asleep": 1}, Bytes((10, 10, 10), 99)
     elsewhere, on_its_own = order(*machine, **how, starts_on=(2,)), order(*machine, **how, starts_on=(1,))
     assert (coming(elsewhere), elsewhere.claims) == ([], (claim,))
@@ -126,7 +125,7 @@ def test_an_overdue_sleeper_starts_on_another_card_when_its_own_is_busy():
     machine = [asleep, BUSY], {"asleep": 0}, Bytes((10, 10), 99)
     assert coming(order(*machine)) == [("asleep", (1,))]
     assert order(*machine).plans[0].moves[-1].is_start
-    assert coming(order(*machine, starting=True, starts_on=(1,))) == []
+    assert coming(order(*machine, starts_on=(1,))) == []
     assert coming(order(*machine, now=5.0)) == []
 
 
@@ -139,10 +138,10 @@ def passes(draw):
     for one in holdings:
         if draw(st.booleans()):
             claims.append(Claim(one.name, float(draw(st.integers(0, 99))), draw(st.sampled_from(one.seats)), 3))
-    starting, on = draw(st.booleans()), draw(st.sampled_from(holdings[0].seats))
-    if starting:
+    starts_on = draw(st.none() | st.sampled_from(holdings[0].seats))
+    if starts_on is not None:
         waiting = {name: at for name, at in waiting.items() if Standing.of(holdings).holding(name).tier is Tier.HOST}
-    return holdings, waiting, capacity, {"claims": tuple(claims), "starting": starting, "starts_on": on}
+    return holdings, waiting, capacity, {"claims": tuple(claims), "starts_on": starts_on}
 
 
 @examples(400)
@@ -150,21 +149,21 @@ def passes(draw):
 def test_what_a_pass_orders_is_never_over_any_card_and_never_on_what_is_claimed_before(drawn):
     holdings, waiting, capacity, how = drawn
     orders = order(holdings, waiting, capacity, **how)
-    standing, starts = Standing.of(holdings), 0
+    standing, starts, starting = Standing.of(holdings), 0, how["starts_on"] is not None
     moved = [move.expert for ready in orders.plans for move in ready.moves]
     assert len(moved) == len(set(moved))
     for ready in orders.plans:
         goal, starts = ready.moves[-1], starts + ready.moves[-1].is_start
         for claim in orders.claims:  # of an earlier deadline
             overdue = 100.0 - waiting[goal.expert] >= WAIT.max_wait_seconds
-            suspended = starts + how["starting"] and standing.holding(claim.expert).tier is Tier.DISK
+            suspended = starts + starting and standing.holding(claim.expert).tier is Tier.DISK
             if not suspended and (not overdue or claim.arrived < waiting[goal.expert]):
                 assert set(claim.seat).isdisjoint(goal.seat)
         for move in ready.moves:
             before = standing.holding(move.expert)
             standing = standing.updated([before._replace(tier=move.target, seat=move.seat)])
             assert standing.used.fits(capacity)
-    assert starts <= (not how["starting"])
+    assert starts <= (not starting)
 
 
 @examples(300)

@@ -320,7 +320,7 @@ def test_a_person_may_have_a_failed_expert_tried_again_at_once():
             engines["a"].fail.add("start")
             with pytest.raises(ExpertUnavailable, match="failed to start"):
                 await cache.lease("a")
-            await cache.load("a")
+            await cache.controls.load("a")
             assert status(cache, "a").state is State.DEVICE
 
     run(story())
@@ -637,7 +637,7 @@ def test_for_a_pinned_expert_that_is_too_far_down_an_idle_one_leaves(tier, resid
     async def story():
         async with running("abc", device=20, limits=replace(PLENTY, prefetch=False)) as (cache, engines):
             with await cache.lease("c"), await cache.lease("b"):  # b is given back first
-                cache.pin("a", tier)
+                cache.controls.pin("a", tier)
                 await settle()
                 assert engines["a"].calls == []  # it waits until an expert is idle
                 assert not caplog.messages
@@ -654,8 +654,8 @@ def test_an_expert_that_never_sleeps_cannot_be_pinned_to_host_memory():
     async def story():
         async with running("ab", a=Footprint(10, host_process=10)) as (cache, _):
             with pytest.raises(ExpertBusy, match="'a' never sleeps in host memory; pin it to the device, or to disk"):
-                cache.pin("a", Tier.HOST)
-            cache.pin("b", Tier.HOST)
+                cache.controls.pin("a", Tier.HOST)
+            cache.controls.pin("b", Tier.HOST)
             assert [one.pin for one in cache.status()] == [Tier.DISK, Tier.HOST]
 
     run(story())
@@ -836,10 +836,10 @@ def test_how_long_an_answer_takes_is_learned_from_answers_not_from_failures_or_l
             with await cache.lease("a") as lease:
                 clock.now += 8.0
                 lease.answered()
-            await cache.load("a")
+            await cache.controls.load("a")
             with await cache.lease("a"):
                 pass  # it failed at once
-            assert cache.measured_costs()["a"]["service"] == 8.0
+            assert cache.slots.measured_costs()["a"]["service"] == 8.0
             first, *waiting = [asyncio.create_task(cache.lease("a")) for _ in range(3)]
             await settle()
             with pytest.raises(Overloaded) as refused:
@@ -855,18 +855,18 @@ def test_how_long_an_answer_takes_is_learned_from_answers_not_from_failures_or_l
 def test_an_operator_can_load_unload_and_pin():
     async def story():
         async with running() as (cache, engines):
-            await cache.load("a")
+            await cache.controls.load("a")
             assert status(cache, "a").residency == "device"
             with (
                 await cache.lease("a"),
                 pytest.raises(ExpertBusy, match="cannot be evicted: it is in use by 1 requests"),
             ):
-                cache.unload("a")
-            cache.pin("a", Tier.HOST)
+                cache.controls.unload("a")
+            cache.controls.pin("a", Tier.HOST)
             with pytest.raises(ExpertBusy, match="is pinned to host"):
-                cache.unload("a")
-            cache.pin("a", Tier.DISK)
-            cache.unload("a")
+                cache.controls.unload("a")
+            cache.controls.pin("a", Tier.DISK)
+            cache.controls.unload("a")
             await settle()
             assert engines["a"].calls == ["start", "stop"]
 
@@ -877,7 +877,7 @@ def test_a_restart_waits_for_the_answers_in_progress_and_new_requests_wait_for_t
     async def story():
         async with running() as (cache, engines):
             answering = await cache.lease("a")
-            restart = asyncio.create_task(cache.restart("a"))
+            restart = asyncio.create_task(cache.controls.restart("a"))
             await settle()
             late = asyncio.create_task(cache.lease("a"))
             await settle()
@@ -895,11 +895,11 @@ def test_a_restart_waits_for_the_answers_in_progress_and_new_requests_wait_for_t
 def test_a_restart_starts_a_sleeping_expert_anew_and_one_that_is_on_disk():
     async def story():
         async with running() as (cache, engines):
-            await cache.restart("a")
+            await cache.controls.restart("a")
             assert engines["a"].calls == ["start"]
-            await cache.load("b")
+            await cache.controls.load("b")
             assert status(cache, "a").residency == "host"
-            await cache.restart("a")
+            await cache.controls.restart("a")
             assert engines["a"].calls == ["start", "sleep", "stop", "start"]
 
     run(story())
@@ -909,7 +909,7 @@ def test_an_engine_that_dies_before_its_restart_is_started_once():
     async def story():
         async with running() as (cache, engines):
             answering = await cache.lease("a")
-            restart = asyncio.create_task(cache.restart("a"))
+            restart = asyncio.create_task(cache.controls.restart("a"))
             await settle()
             engines["a"].die()
             await restart
@@ -924,11 +924,11 @@ def test_an_expert_that_is_answered_elsewhere_is_neither_unloaded_nor_pinned_nor
     async def story():
         async with running(remote=True) as (cache, _):
             with pytest.raises(ExpertBusy, match="is remote"):
-                await cache.restart("a")
+                await cache.controls.restart("a")
             with pytest.raises(ExpertBusy, match="is remote"):
-                cache.unload("a")
+                cache.controls.unload("a")
             with pytest.raises(ExpertBusy, match="is remote"):
-                cache.pin("a", Tier.DISK)
+                cache.controls.pin("a", Tier.DISK)
             assert status(cache, "a").residency == "remote"
 
     run(story())
@@ -1026,7 +1026,7 @@ def test_an_expert_that_left_by_an_operators_wish_does_not_come_back_on_a_guess(
         async with running("ab", device=20, costs={"wake": 0.4, "sleep": 0.3}) as (cache, engines):
             for name in "abab":
                 (await cache.lease(name)).release()
-            cache.unload("a")
+            cache.controls.unload("a")
             await settle()
             assert engines["a"].calls == ["start", "stop"]
 
@@ -1175,13 +1175,13 @@ async def one_wish(cache, name, act, delay):
     with suppress(ExpertBusy, NoRoom, ExpertUnavailable):
         match act:
             case "unload":
-                cache.unload(name)
+                cache.controls.unload(name)
             case "load":
-                await cache.load(name)
+                await cache.controls.load(name)
             case "restart":
-                await cache.restart(name)
+                await cache.controls.restart(name)
             case tier:
-                cache.pin(name, tier)
+                cache.controls.pin(name, tier)
 
 
 async def traffic_ends_clean(cache, engines, traffic, broken, wishes):

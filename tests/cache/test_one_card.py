@@ -13,9 +13,8 @@ from coe_server.cache.claims import Claim
 from coe_server.cache.pins import left_out, pinned
 from coe_server.cache.policy import FIFO, LFU, LRU, OURS, Limits
 from coe_server.cache.prefetch import Prospect, prefetch
-from coe_server.cache.scheduler import conduct
+from coe_server.cache.scheduler import Queue, conduct
 from coe_server.cache.tiers import Bytes, Holding, Standing, Tier
-from coe_server.cache.turns import Queue
 from coe_server.engines.engine import Footprint
 
 RECORDED = Path(__file__).with_name("one_card_decisions.txt")
@@ -81,7 +80,8 @@ def orders(dice, holdings, capacity):
     policy = dice.one_of([OURS, OURS, OURS, LRU, LFU, FIFO])
     if not policy.collates:
         queues = queues[:1]
-    found = conduct(Standing.of(holdings), queues, capacity, NOW, limits, policy, starting, claims=claims)
+    starts_on = (0,) if starting else None
+    found = conduct(Standing.of(holdings), queues, capacity, NOW, limits, policy, starts_on, claims)
     plans = [[(*move[:3], move.seat) for move in plan.moves] for plan in found.plans]
     return [plans, sorted(found.draining), sorted(found.staying), sorted(found.never.items()), sorted(found.claims)]
 

@@ -1,38 +1,37 @@
 """What the overview remembers between looks is what a fresh one would see."""
 
+from dataclasses import fields
 from unittest import mock
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from coe_server.cache.conductor import Conductor
-from coe_server.cache.overview import Overview
+from coe_server.cache.outlooks import Waits
+from coe_server.cache.overview import Groups, Overview
 from coe_server.cache.policy import POLICIES
-from coe_server.cache.wait_times import Waits
 from coe_server.simulation.simulator import simulate
 from tests.cache.machines import played
 from tests.examples import examples
 
 
-def picture(overview):
+def picture(overview, slots):
     """Everything it can be asked, in no order; strict order is left out, where the order decides between ties."""
     here, away = overview.prospects()
     return {
-        "settled": {slot.name for slot in overview.settled},
-        "at hand": {slot.name for slot in overview.at_hand},
-        "failed": {slot.name for slot in overview.failed},
-        "answers": (overview.anyone_is_below_a_pin, overview.starting, overview.anyone_waits, overview.calm),
+        "groups": {one.name: set(getattr(overview.groups, one.name)) for one in fields(Groups) if one.init},
+        "answers": (overview.groups.starts_on, overview.groups.calm),
         "queues": set(overview.queues()),
         "tiers": {tier: dict(holdings) for tier, holdings in overview.standing.tiers.items()},
         "held": dict(overview.standing.held),
         "prospects": (dict(here), dict(away)),
-        "expected": dict(overview.expected()),
+        "expected": {name: overview.expected_of(name) for name in slots},
     }
 
 
-def fresh(slots, *others):
+def fresh(slots, policy):
     """One that knows nothing yet, and takes no news from the other one."""
-    return Overview(slots, dict.fromkeys(slots), *others)
+    return Overview(slots, dict.fromkeys(slots), policy)
 
 
 @examples(25)
@@ -43,13 +42,14 @@ def test_what_it_remembers_is_what_a_fresh_look_sees(played, policy):
 
     def watched(conductor):
         def outlooks_of(overview):
-            return Waits(conductor._slots, overview, conductor._clock)
+            ledger, limits, clock = conductor._ledger, conductor._limits, conductor._clock
+            return Waits(conductor._slots, overview, ledger, limits, policy, clock)
 
         remembering = waits.setdefault(id(conductor), outlooks_of(conductor._overview))
         for step in (lambda: None, lambda: conduct(conductor)):
             step()
-            anew = fresh(conductor._slots, policy, conductor._limits, conductor._ledger)
-            looks.append((picture(conductor._overview), picture(anew)))
+            slots, anew = conductor._slots, fresh(conductor._slots, policy)
+            looks.append((picture(conductor._overview, slots), picture(anew, slots)))
             looks.append((dict(remembering.outlooks()), dict(outlooks_of(anew).outlooks())))
 
     with mock.patch.object(Conductor, "_conduct", watched):

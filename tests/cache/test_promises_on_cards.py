@@ -132,7 +132,7 @@ async def comes(cache, engines, name):
     for engine in engines.values():
         engine.fail.clear()
     try:
-        await cache.load(name)
+        await cache.controls.load(name)
     except (ExpertUnavailable, EngineStartFailed):
         assert not can_come(cache, name)
         return

@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from coe_server.cache import scheduler
 from coe_server.cache.policy import FIFO, OURS, Limits, on_cards
 from coe_server.cache.queue import WEIGHTS
-from coe_server.cache.scheduler import conduct
+from coe_server.cache.scheduler import Queue, Turn, conduct, seconds_until_pressing, seconds_until_tenured, turns
 from coe_server.cache.tiers import Bytes, Holding, Standing, Tier
-from coe_server.cache.turns import Queue, Turn, seconds_until_pressing, seconds_until_tenured, turns
 from coe_server.engines.engine import Footprint
 from tests.cache.test_planner import worlds
 
@@ -109,13 +108,13 @@ def test_while_an_engine_starts_no_expert_makes_room_for_the_next_start():
     wait = Limits(max_wait_seconds=10)
     late, later = Queue("cold", (0.0,), 40), Queue("warm", (1.0,), 1)
 
-    def ordered(starting):
+    def ordered(starts_on):
         standing = Standing.of([resident, cold._replace(wanted=True), warm._replace(wanted=True)])
-        orders = conduct(standing, [late, later], Bytes(10, 99), 50.0, wait, starting=starting)
+        orders = conduct(standing, [late, later], Bytes(10, 99), 50.0, wait, starts_on=starts_on)
         return [ready.moves[-1].expert for ready in orders.plans]
 
-    assert ordered(starting=False) == ["cold"]
-    assert ordered(starting=True) == ["warm"]
+    assert ordered(starts_on=None) == ["cold"]
+    assert ordered(starts_on=(0,)) == ["warm"]
 
 
 @pytest.mark.parametrize("policy", [OURS, FIFO])
@@ -177,15 +176,17 @@ def test_an_expert_just_loaded_is_evicted_only_for_an_overdue_one():
     assert seconds_until_tenured(Standing.of([new, away]), 30.0, 15) == 5.0
 
 
-@given(worlds(), st.lists(st.integers(0, 400).map(lambda n: n / 4), min_size=5, max_size=5), st.booleans())
-def test_no_two_plans_of_a_pass_move_the_same_expert(world, arrivals, starting):
+@given(
+    worlds(), st.lists(st.integers(0, 400).map(lambda n: n / 4), min_size=5, max_size=5), st.sampled_from([None, (0,)])
+)
+def test_no_two_plans_of_a_pass_move_the_same_expert(world, arrivals, starts_on):
     holdings, capacity = world
     queues = [
         Queue(holding.name, (arrived,), 1.0)
         for holding, arrived in zip(holdings, arrivals, strict=False)
         if holding.wanted and not holding.busy and (holding.leaving or holding.tier is not Tier.DEVICE)
     ]
-    orders = conduct(Standing.of(holdings), queues, capacity, 100.0, Limits(max_wait_seconds=30), starting=starting)
+    orders = conduct(Standing.of(holdings), queues, capacity, 100.0, Limits(max_wait_seconds=30), starts_on=starts_on)
     moved = [move.expert for ready in orders.plans for move in ready.moves]
     assert len(moved) == len(set(moved))
 
@@ -210,8 +211,8 @@ def crowd(chance):
     return standing, queues, standing.used + Bytes(chance.randint(0, 8), chance.randint(0, 12))
 
 
-@pytest.mark.parametrize("starting", [True, False])
-def test_planning_once_for_all_experts_that_need_the_same_room_gives_the_same_order(starting, monkeypatch):
+@pytest.mark.parametrize("starts_on", [(0,), None])
+def test_planning_once_for_all_experts_that_need_the_same_room_gives_the_same_order(starts_on, monkeypatch):
     class Forgetful(scheduler._Orders):
         def _bring(self, *turn):
             self._in_vain.clear()
@@ -220,7 +221,7 @@ def test_planning_once_for_all_experts_that_need_the_same_room_gives_the_same_or
     chance = random.Random(0)
     for _ in range(3000):
         standing, queues, capacity = crowd(chance)
-        how = {"now": 100.0, "limits": Limits(max_wait_seconds=80), "starting": starting}
+        how = {"now": 100.0, "limits": Limits(max_wait_seconds=80), "starts_on": starts_on}
         once = conduct(standing, queues, capacity, **how)
         with monkeypatch.context() as patched:
             patched.setattr(scheduler, "_Orders", Forgetful)

@@ -42,7 +42,7 @@ def test_leases_of_both_names_are_one_experts() -> None:
         assert cache.slots["base"].leases == 2
         assert not cache.grants_at_once("preset")
         with pytest.raises(ExpertBusy, match="is in use by 2 requests"):
-            cache.unload("base")
+            cache.controls.unload("base")
         other.release()
         assert cache.grants_at_once("preset")
         one.release()
@@ -81,8 +81,8 @@ def test_its_name_is_counted_once_and_its_wait_is_its_bases() -> None:
 
 def test_moves_are_asked_for_by_the_name_of_the_base() -> None:
     cache = cache_of()
-    for move in (cache.unload, lambda name: cache.pin(name, Tier.DEVICE)):
+    for move in (cache.controls.unload, lambda name: cache.controls.pin(name, Tier.DEVICE)):
         with pytest.raises(ExpertBusy, match="shares the engine of its base; ask for 'base'"):
             move("preset")
     with pytest.raises(UnknownModel, match="known: base, preset"):
-        cache.unload("other")
+        cache.controls.unload("other")

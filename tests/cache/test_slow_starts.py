@@ -94,7 +94,7 @@ def test_a_start_given_up_is_waited_for_twice_as_long_the_next_time():
                 await asyncio.sleep(resting.value.retry_after_seconds + 0.1)
             asyncio.get_running_loop().call_later(7 * START_TIMEOUT, engines["a"].gate.set)
             (await cache.lease("a")).release()
-            assert cache.measured_costs()["a"]["start"] == pytest.approx(20 + 0.3 * (7 * START_TIMEOUT - 20))
+            assert cache.slots.measured_costs()["a"]["start"] == pytest.approx(20 + 0.3 * (7 * START_TIMEOUT - 20))
 
     run_virtually(story())
 

@@ -36,7 +36,7 @@ class Stage:
         return Expert(name, engine, **settings)
 
     def turn(self, **news):
-        self.cache.take_over(Turnover(**news))
+        self.cache.roster.take_over(Turnover(**news))
 
     @property
     def names(self):
@@ -125,7 +125,7 @@ def test_a_removed_expert_answers_what_was_asked_of_it_and_then_holds_nothing():
             assert stage.engines["a"][0].calls == ["start", "stop"]
             assert stage.cache.ledger.used == Bytes()
             assert told(stage.cache) == [("removed", "a")]
-            for ask in (stage.cache.lease, stage.cache.load):
+            for ask in (stage.cache.lease, stage.cache.controls.load):
                 with pytest.raises(UnknownModel, match="unknown expert 'a'; known: b"):
                     await ask("a")
             assert len(stage.cache.waits.outlooks()) == 1
@@ -142,9 +142,9 @@ def test_an_operator_cannot_move_an_expert_that_leaves():
             held = await stage.cache.lease("a")
             stage.turn(removed=("a",))
             with pytest.raises(UnknownModel):
-                stage.cache.pin("a", Tier.DEVICE)
+                stage.cache.controls.pin("a", Tier.DEVICE)
             with pytest.raises(UnknownModel):
-                await stage.cache.load("a")
+                await stage.cache.controls.load("a")
             held.release()
 
     run(story())
@@ -395,7 +395,7 @@ async def turn_over(stage, name, delay, restarts):
         await asyncio.sleep(0)
     if restarts:
         with suppress(UnknownModel, ExpertUnavailable):
-            await stage.cache.restart(name)
+            await stage.cache.controls.restart(name)
         return
     slot = stage.cache.slots.get(name)
     with suppress(NoRoom):
@@ -430,7 +430,7 @@ def test_no_promise_is_broken_while_experts_come_and_go(requests, turns, broken,
                 for engine in engines:
                     engine.fail.clear()
             for name in stage.names:
-                await stage.cache.load(name)
+                await stage.cache.controls.load(name)
                 assert stage.cache.slots[name].engine is stage.engines[name][-1]
 
     run(story())

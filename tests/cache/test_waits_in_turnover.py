@@ -69,11 +69,11 @@ class TurningStage(Stage):
         new = Expert(name, engine, width=len(seats[0]), seats=seats, costs=costs(self.timings[name]))
         with suppress(NoRoom):
             if not there:
-                self.cache.take_over(Turnover(added=(new,)))
+                self.cache.roster.take_over(Turnover(added=(new,)))
             elif kind == "change":
-                self.cache.take_over(Turnover(changed=(new,)))
+                self.cache.roster.take_over(Turnover(changed=(new,)))
             else:
-                self.cache.take_over(Turnover(removed=(name,)))
+                self.cache.roster.take_over(Turnover(removed=(name,)))
             self.turned += 1
             for one in self.asked:
                 if one.seconds is None:

@@ -166,7 +166,7 @@ def test_a_pinned_expert_whose_engine_dies_comes_back_from_its_image(stand_in: S
     async def story() -> None:
         async with machine(stand_in) as seen:
             right = await seen.ask("bad")
-            seen.cache.pin("bad", Tier.HOST)
+            seen.cache.controls.pin("bad", Tier.HOST)
             with await seen.cache.lease("bad") as lease:
                 os.kill(seen.note("bad")[1], signal.SIGKILL)
                 assert await lease.engine_is_gone(within_seconds=DEADLINE_SECONDS)

@@ -68,11 +68,11 @@ class Watched:
         return self._seen(self._cache.status)
 
     def measured_costs(self):
-        return self._seen(self._cache.measured_costs)
+        return self._seen(self._cache.slots.measured_costs)
 
     def remove(self, name):
         """As a reload does, and wait until it is gone."""
-        self._seen(lambda: self._cache.take_over(Turnover(removed=(name,))))
+        self._seen(lambda: self._cache.roster.take_over(Turnover(removed=(name,))))
         until(lambda: all(one.name != name for one in self.status()))
 
     def _seen(self, part):

@@ -59,7 +59,7 @@ def _build_moves(service: Service) -> APIRouter:
         the node that does it, default the best one."""
         if (there := await _on_a_node(service, name, "load", node)) is not None:
             return there
-        await cache.load(name)
+        await cache.controls.load(name)
         return _one(service, name)
 
     @moves.post("/{name}/unload")
@@ -67,7 +67,7 @@ def _build_moves(service: Service) -> APIRouter:
         """Evict an idle expert to disk; 409 if it is in use, requested or pinned."""
         if (there := await _on_a_node(service, name, "unload", node)) is not None:
             return there
-        cache.unload(name)
+        cache.controls.unload(name)
         return _one(service, name)
 
     @moves.post("/{name}/pin")
@@ -76,7 +76,7 @@ def _build_moves(service: Service) -> APIRouter:
         and idle experts are evicted for it. 409 if some expert could then never be loaded."""
         if (there := await _on_a_node(service, name, f"pin?tier={tier}", node)) is not None:
             return there
-        cache.pin(name, tier)
+        cache.controls.pin(name, tier)
         return _one(service, name)
 
     @moves.post("/{name}/unpin")
@@ -97,7 +97,7 @@ def _build_engines(service: Service) -> APIRouter:
         Responds when it is loaded; 409 if it is remote or shares the engine of another expert."""
         if (there := await _on_a_node(service, name, "restart", node)) is not None:
             return there
-        await service.cache.restart(name)
+        await service.cache.controls.restart(name)
         return _one(service, name)
 
     @engines.get("/{name}/log")

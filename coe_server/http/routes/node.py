@@ -59,19 +59,19 @@ def build_node(service: Service, identity: NodeIdentity) -> APIRouter:
     @node.post("/experts/{name}/load")
     async def load(name: str) -> dict[str, Any]:
         """Load an expert onto the device, in turn like a request. Responds when it is loaded."""
-        await cache.load(name)
+        await cache.controls.load(name)
         return {"name": name}
 
     @node.post("/experts/{name}/unload")
     async def unload(name: str) -> dict[str, Any]:
         """Evict an idle expert to disk; 409 if it is in use, requested or pinned."""
-        cache.unload(name)
+        cache.controls.unload(name)
         return {"name": name}
 
     @node.post("/experts/{name}/restart")
     async def restart(name: str) -> dict[str, Any]:
         """Stop an expert's engine after its answers in progress and start it again. Responds when it is loaded."""
-        await cache.restart(name)
+        await cache.controls.restart(name)
         return {"name": name}
 
     @node.get("/experts/{name}/log")
@@ -82,7 +82,7 @@ def build_node(service: Service, identity: NodeIdentity) -> APIRouter:
     @node.post("/experts/{name}/pin")
     async def pin(name: str, tier: Tier = Tier.DEVICE) -> dict[str, Any]:
         """Keep an expert at `tier` (query parameter, default device; disk: no pin) or above."""
-        cache.pin(name, tier)
+        cache.controls.pin(name, tier)
         news.tell()
         return {"name": name}
 
