@@ -25,8 +25,8 @@ import numpy as np
 
 from benchmarks.document import document
 from coe_server.cache.slot import Slot
+from coe_server.cluster.connections import Access
 from coe_server.cluster.directory import NodeAddress, StaticDirectory
-from coe_server.cluster.link import Access
 from coe_server.cluster.nodes import Nodes
 from coe_server.cluster.snapshot import CapabilitiesOnNode, NodeSnapshot
 from coe_server.http.serving import WithNodes

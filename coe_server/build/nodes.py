@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from coe_server.cache.slot import Expert
+from coe_server.cluster.connections import Access
 from coe_server.cluster.directory import NodeAddress, NodeDirectory, StaticDirectory
 from coe_server.cluster.dns import DnsDirectory
 from coe_server.cluster.drained import Drained
 from coe_server.cluster.engine import OnNodes
-from coe_server.cluster.link import Access
 from coe_server.cluster.nodes import Nodes
 from coe_server.cluster.ray_directory import RayDirectory, ray_reader
 from coe_server.config.nodes import DnsNodes, NodeAccess, RayNodes
@@ -84,7 +84,7 @@ def learn_from(nodes: Nodes, service: Service, models: dict[str, str]) -> None:
     """Let experts of nodes become experts of this front, and go with the last node that has them. `models`: that of the
     service, by expert."""
     known = _ExpertsOfNodes(nodes, service, models)
-    nodes.learn, nodes.unlearn, nodes.changed = known.learn, known.unlearn, known.tell_missing
+    nodes.experts.learn, nodes.experts.unlearn, nodes.changed = known.learn, known.unlearn, known.tell_missing
 
 
 class _ExpertsOfNodes:

@@ -173,7 +173,7 @@ class ServedExperts:
         elif event.fields["change"] == "removed" and slots[name].name == name:
             self._forget(name)
             if (nodes := self._service.nodes) is not None and name in nodes.experts:
-                nodes.learn(name)  # an expert of nodes had the name of one of this front, which answered
+                nodes.experts.learn(name)  # an expert of nodes had the name of one of this front, which answered
 
     def _forget(self, name: str) -> None:
         service = self._service

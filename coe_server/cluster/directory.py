@@ -7,11 +7,11 @@ A directory knows no expert: each node tells the front itself (`/node/events`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from coe_server.cluster.snapshot import NodeSnapshot
+from coe_server.cluster.snapshot import ExpertOnNode, NodeSnapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,3 +68,19 @@ class KnownNode:
     @property
     def name(self) -> str:
         return self.address.name
+
+    @property
+    def usable(self) -> bool:
+        """True if it may get a new request."""
+        return self.unusable is None and not self.drained
+
+    def expert(self, name: str) -> ExpertOnNode | None:
+        """An expert as it told of it last."""
+        return None if self.snapshot is None else self.snapshot.experts.get(name)
+
+
+def usable(nodes: Iterable[KnownNode]) -> Iterator[NodeSnapshot]:
+    """What those nodes told last that may get a new request."""
+    for one in nodes:
+        if one.usable and one.snapshot is not None:
+            yield one.snapshot

@@ -6,13 +6,14 @@ The answer streams straight through. A request that may have been paid for is ne
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from coe_server.cluster.choice import engine_of
-from coe_server.cluster.link import NodeError, NodeLink, Pending, error_of
+from coe_server.cluster.choice import choose, engine_of
+from coe_server.cluster.connections import NodeError, Pending, error_of
+from coe_server.cluster.link import NodeLink
 from coe_server.cluster.nodes import Nodes
 from coe_server.engines.engine import EngineRequest, EngineResponse, Tries, WithoutProcess
 from coe_server.errors import CoeError, EngineDied, EngineError, EngineUnreachable, ExpertUnavailable, Overloaded
@@ -73,13 +74,13 @@ class OnNodes(WithoutProcess):
         async with AsyncExitStack() as held:
             answer = await self._taken(request, tries, held)
             tries.node = answer.node
-            self._nodes.answered(answer.node, tries)
+            self._nodes.sent.answered(answer.node, tries.session)
             yield answer
 
     async def _taken(self, request: EngineRequest, tries: Tries, held: AsyncExitStack) -> AnswerOfNode:
         """The answer of the first node that gives one. Raises the error that tells most."""
         failures: list[CoeError] = []
-        for link in self._nodes.ranked(self._expert, tries) if not tries.is_spent else ():
+        for link in _ranked(self._nodes, self._expert, tries) if not tries.is_spent else ():
             found = await self._asked(link, request, tries, held)
             if isinstance(found, AnswerOfNode):
                 return found
@@ -102,7 +103,7 @@ class OnNodes(WithoutProcess):
                 answer = await attempt.enter_async_context(_sending(self._nodes, link, self._expert, request, tries))
                 refusal = await _refusal(answer)
                 if refusal is None:
-                    self._nodes.outcomes[link.name, "answered"] += 1
+                    self._nodes.sent.outcomes[link.name, "answered"] += 1
                     await held.enter_async_context(attempt.pop_all())
                     return AnswerOfNode(link.name, answer)
         except EngineError as error:
@@ -114,16 +115,42 @@ class OnNodes(WithoutProcess):
         return refusal.told
 
     def _failed(self, link: NodeLink, outcome: str, tries: Tries, may_have_begun: bool) -> None:
-        self._nodes.outcomes[link.name, outcome] += 1
+        self._nodes.sent.outcomes[link.name, outcome] += 1
         tries.failed.add(link.name)
-        there = link.snapshot.experts.get(self._expert) if link.snapshot is not None else None
+        there = link.liveness.expert(self._expert)
         if may_have_begun and there is not None and there.may_have_been_paid:
             tries.is_spent = True
 
     def _absence(self) -> ExpertUnavailable:
-        best = self._nodes.best(self._expert)
+        best = self._nodes.best[self._expert]
         why = best.unavailable or "every node that has it failed at this request"
         return ExpertUnavailable(f"expert '{self._expert}': {why}", best.returns_seconds or 1.0)
+
+
+def _ranked(nodes: Nodes, expert: str, tries: Tries) -> Iterator[NodeLink]:
+    """The nodes to try, best first, without those that failed this request; looked at anew after each."""
+    while True:
+        left = [one for one in nodes.usable() if one.node not in tries.failed]
+        names = choose(expert, left, nodes.sent, nodes.sent.node_of(tries.session), answers=tries.answers)
+        if not names:
+            return
+        yield nodes.link(names[0])
+        assert names[0] in tries.failed, "a node that was tried in vain is not tried again"
+
+
+def may_go_on(nodes: Nodes, expert: str, tries: Tries) -> bool:
+    """True if another node may answer, after the one that had begun failed before its first word.
+
+    Never where the request may have been paid for.
+    """
+    if tries.node is None or tries.is_spent:
+        return False
+    found = next((one.expert(expert) for one in nodes.known() if one.name == tries.node), None)
+    if tries.node not in tries.failed:
+        nodes.sent.outcomes[tries.node, "died"] += 1
+        tries.failed.add(tries.node)
+    tries.node, tries.is_spent = None, found is None or found.may_have_been_paid
+    return not tries.is_spent
 
 
 def _most_telling(failures: list[CoeError]) -> CoeError | None:
@@ -139,14 +166,15 @@ def _most_telling(failures: list[CoeError]) -> CoeError | None:
 async def _sending(
     nodes: Nodes, link: NodeLink, expert: str, request: EngineRequest, tries: Tries
 ) -> AsyncIterator[EngineResponse]:
-    headers = (*request.headers, *link.access.headers)
+    headers = (*request.headers, *link.connections.access.headers)
     sent = EngineRequest(request.method, request.path, headers, request.body)
-    there = link.snapshot.experts.get(expert) if link.snapshot is not None else None
+    there = link.liveness.expert(expert)
     counted = engine_of(there) if there is not None else expert
     try:
         async with asyncio.timeout(None) as limit:
-            with nodes.sent.sending(link.name, counted, tries.answers), link.holds(Pending(expert, tries, limit)):
-                async with link.channel.send(sent) as answer:
+            pending = Pending(expert, tries, limit)
+            with nodes.sent.sending(link.name, counted, tries.answers), link.connections.holds(pending):
+                async with link.connections.channel.send(sent) as answer:
                     yield answer
     except TimeoutError as error:
         if not limit.expired():

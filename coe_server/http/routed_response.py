@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.queue import Lease
+from coe_server.cluster.engine import may_go_on
 from coe_server.engines.engine import EngineResponse
 from coe_server.errors import (
     CoeError,
@@ -154,7 +155,7 @@ class RoutedResponse(Response):
         is_final = self._out.spoken or not self._request.repeatable
         if nodes is None or is_final or isinstance(error, TooLongForExpert | EngineRefused):
             return False
-        return nodes.may_go_on(self._decision.expert, self._tries)
+        return may_go_on(nodes, self._decision.expert, self._tries)
 
     def _follow(self, decision: RoutingDecision) -> None:
         self._log.follows(decision)
@@ -287,7 +288,7 @@ async def _keep_alive(out: Outgoing, service: Service, decision: RoutingDecision
 def _state(service: Service, name: str) -> str:
     """The expert's state and how long the wait still is: here, or at the best node."""
     if service.nodes is not None and service.is_on_nodes(name):
-        there = service.nodes.best(name)
+        there = service.nodes.best[name]
         return f"state={there.tier} eta={there.wait_seconds:.1f}"
     own = service.cache.slots[name].name
     expert = next((one for one in service.cache.status() if one.name == own), None)

@@ -17,7 +17,8 @@ import numpy as np
 from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.outlooks import Outlook
 from coe_server.cache.slot import Slot
-from coe_server.cluster.nodes import BestNode, Nodes
+from coe_server.cluster.best_node import BestNode
+from coe_server.cluster.nodes import Nodes
 from coe_server.config.types import MODALITIES
 from coe_server.engines.engine import TellsLength
 from coe_server.errors import first_line
@@ -206,7 +207,7 @@ class Service:
     def context_tokens(self, expert: str) -> int | None:
         """How many tokens an expert holds: as it is configured or trained, or as its engine tells if that is less."""
         if self.nodes is not None and self.is_on_nodes(expert):
-            return shorter(self.serving.router.context_tokens(expert), self.nodes.best(expert).longest_tokens)
+            return shorter(self.serving.router.context_tokens(expert), self.nodes.best[expert].longest_tokens)
         told = _told(self.lengths, self.cache.slots.bases.get(expert, expert))
         return shorter(self.serving.router.context_tokens(expert), told)
 
@@ -271,7 +272,7 @@ class WithNodes(Mapping[str, Availability]):
     def __getitem__(self, name: str) -> Availability:
         slot = self._slots.get(name)
         if slot is not None and slot.expert.on_nodes and not slot.leaves:
-            best = self._nodes.best(name)
+            best = self._nodes.best[name]
             told = self._told.get(name)
             if told is None or told[0] is not best:
                 self._told[name] = told = best, _at(best)

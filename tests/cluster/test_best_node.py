@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coe_server.cluster import operations
 from coe_server.cluster.choice import best_of_nodes
+from coe_server.cluster.connections import Access
 from coe_server.cluster.directory import NodeAddress, StaticDirectory
-from coe_server.cluster.link import SILENT_SECONDS, STEP_SECONDS, Access
+from coe_server.cluster.liveness import SILENT_SECONDS, STEP_SECONDS
 from coe_server.cluster.nodes import Nodes
 from tests.cluster.nodes import NAMES, experts, loaded, node, several_nodes
 from tests.examples import examples
@@ -48,8 +50,8 @@ async def changed(nodes, open_requests, change):
     elif kind == "answer" and open_requests:
         open_requests.pop().__exit__(None, None, None)
     elif kind in {"drain", "resume"}:
-        await getattr(nodes, kind)(place)
-    elif (told := nodes._links[place].snapshot) is not None and told.understood:
+        await getattr(operations, kind)(nodes, place)
+    elif (told := nodes._links[place].liveness.snapshot) is not None and told.understood:
         tell(nodes, place, kind, replace(told, sequence=told.sequence + 1), what)
 
 
@@ -65,8 +67,7 @@ def tell(nodes, place, kind, news, expert):
             for _ in range(round(SILENT_SECONDS / STEP_SECONDS) + 1):
                 link.step(STEP_SECONDS)
         case "pulse":
-            link._silent_seconds = 0.0
-            link._welcome()
+            link._hear("pulse", b"{}")
 
 
 @examples(50)
@@ -83,7 +84,7 @@ def test_what_is_kept_is_what_would_be_computed_now(snapshots, changes):
                 if change is not None:
                     await changed(nodes, open_requests, change)
                 for name in nodes.experts:
-                    fresh, told = best_of_nodes(name, nodes.usable(), nodes.sent), nodes.best(name)
+                    fresh, told = best_of_nodes(name, nodes.usable(), nodes.sent), nodes.best[name]
                     kept = (told.tier, told.wait_seconds, told.unavailable, told.returns_seconds, told.longest_tokens)
                     assert fresh is None or kept == tuple(fresh), (change, name)
                     assert fresh is not None or told.unavailable.startswith("no node that has it takes requests")
@@ -105,15 +106,15 @@ def test_it_is_the_same_object_until_something_changes_or_a_request_is_open(base
         await asyncio.sleep(0)
         told = node("node-0", loaded("coder", base=base), loaded("poet"), *([loaded(base)] if base else []))
         hear(nodes, "node-0", "snapshot", told)
-        first, poet = nodes.best("coder"), nodes.best("poet")
-        assert nodes.best("coder") is first
+        first, poet = nodes.best["coder"], nodes.best["poet"]
+        assert nodes.best["coder"] is first
         with nodes.sent.sending("node-0", base or "coder", answers=9):
-            assert nodes.best("coder").wait_seconds > 0
-        assert nodes.best("coder").wait_seconds == 0
+            assert nodes.best["coder"].wait_seconds > 0
+        assert nodes.best["coder"].wait_seconds == 0
         hear(
             nodes, "node-0", "changes", replace(told, sequence=2, experts={"coder": loaded("coder", wait_seconds=7.0)})
         )
-        assert (nodes.best("coder").wait_seconds, nodes.best("poet")) == (7.0, poet)
+        assert (nodes.best["coder"].wait_seconds, nodes.best["poet"]) == (7.0, poet)
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
 

@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from coe_server.cluster.connections import Access, Pending
 from coe_server.cluster.directory import NodeAddress
-from coe_server.cluster.link import LOST_SECONDS, MUTE_SECONDS, SILENT_SECONDS, STEP_SECONDS, Access, NodeLink, Pending
+from coe_server.cluster.link import NodeLink
+from coe_server.cluster.liveness import LOST_SECONDS, MUTE_SECONDS, SILENT_SECONDS, STEP_SECONDS
 from coe_server.cluster.snapshot import PROTOCOL, ExpertOnNode, NodeSnapshot
 from coe_server.engines.engine import Tries
 from tests.patience import PATIENCE_SECONDS
@@ -81,12 +83,12 @@ def test_a_snapshot_makes_a_node_usable_under_the_directorys_name_and_changes_fo
     async def story(node, link, until):
         assert link.known.unusable == "no answer yet"
         node.said.put_nowait(message("snapshot", SNAPSHOT))
-        await until(lambda: link.usable)
-        assert link.snapshot == replace(SNAPSHOT, node="left")
+        await until(lambda: link.known.usable)
+        assert link.liveness.snapshot == replace(SNAPSHOT, node="left")
         more = ExpertOnNode("coder", "host", wait_seconds=3.0)
         node.said.put_nowait(message("changes", replace(SNAPSHOT, sequence=1, experts={"coder": more})))
-        await until(lambda: link.snapshot.sequence == 1)
-        assert link.snapshot.experts == {"coder": more}
+        await until(lambda: link.liveness.snapshot.sequence == 1)
+        assert link.liveness.snapshot.experts == {"coder": more}
 
     run(story)
 
@@ -94,27 +96,27 @@ def test_a_snapshot_makes_a_node_usable_under_the_directorys_name_and_changes_fo
 def test_silence_loses_a_node_and_a_pause_of_the_fronts_own_loop_does_not():
     async def story(node, link, until):
         node.said.put_nowait(message("snapshot", SNAPSHOT))
-        await until(lambda: link.usable)
+        await until(lambda: link.known.usable)
         link.step(1000 * LOST_SECONDS)  # the loop stood still: one step, however long it took
-        assert link.usable
-        channel = link.channel
+        assert link.known.usable
+        channel = link.connections.channel
         for _ in range(round(SILENT_SECONDS / STEP_SECONDS) + 1):
             link.step(STEP_SECONDS)
         assert link.known.unusable == f"no pulse for {SILENT_SECONDS:g} s"
-        assert not link.is_mute
+        assert not link.liveness.is_mute
         for _ in range(round((MUTE_SECONDS - SILENT_SECONDS) / STEP_SECONDS) + 1):
             link.step(STEP_SECONDS)
-        assert link.is_mute
-        assert link.channel is channel
+        assert link.liveness.is_mute
+        assert link.connections.channel is channel
         node.said.put_nowait(b"event: pulse\ndata: {}\n\n")  # it was slow
-        await until(lambda: link.usable)
+        await until(lambda: link.known.usable)
         for _ in range(round(LOST_SECONDS / STEP_SECONDS) + 1):
             link.step(STEP_SECONDS)
-        assert not link.usable
-        assert link.channel is not channel
+        assert not link.known.usable
+        assert link.connections.channel is not channel
         await until(lambda: node.connections == 2)
         node.said.put_nowait(message("snapshot", SNAPSHOT))
-        await until(lambda: link.usable)
+        await until(lambda: link.known.usable)
 
     run(story)
 
@@ -122,8 +124,8 @@ def test_silence_loses_a_node_and_a_pause_of_the_fronts_own_loop_does_not():
 def test_a_node_of_another_protocol_gets_nothing_and_is_told_apart():
     async def story(node, link, until):
         node.said.put_nowait(message("snapshot", replace(SNAPSHOT, protocol=PROTOCOL + 1, version="9.0")))
-        await until(lambda: link.snapshot is not None)
-        assert not link.usable
+        await until(lambda: link.liveness.snapshot is not None)
+        assert not link.known.usable
         assert "speaks protocol" in link.known.unusable
         assert "9.0" in link.known.unusable
 
@@ -140,12 +142,12 @@ def test_what_cannot_be_followed_ends_the_connection_and_the_next_one_starts_ane
 
     async def story(node, link, until):
         node.said.put_nowait(message("snapshot", SNAPSHOT))
-        await until(lambda: link.usable)
+        await until(lambda: link.known.usable)
         node.said.put_nowait(pieces[wrong])
         await until(lambda: "snapshot" in (link.known.unusable or ""))
         await until(lambda: node.connections == 2)
         node.said.put_nowait(message("snapshot", SNAPSHOT))
-        await until(lambda: link.usable)
+        await until(lambda: link.known.usable)
 
     run(story)
 
@@ -153,13 +155,13 @@ def test_what_cannot_be_followed_ends_the_connection_and_the_next_one_starts_ane
 def test_a_node_that_stops_says_so_and_is_not_lost():
     async def story(node, link, until):
         node.said.put_nowait(message("snapshot", SNAPSHOT))
-        await until(lambda: link.usable)
-        channel = link.channel
+        await until(lambda: link.known.usable)
+        channel = link.connections.channel
         node.said.put_nowait(message("changes", replace(SNAPSHOT, sequence=1, draining=True)))
-        await until(lambda: not link.usable)
+        await until(lambda: not link.known.usable)
         for _ in range(100):
             link.step(STEP_SECONDS)
-        assert (link.channel is channel, link.is_mute) == (True, False)  # its last answers may end
+        assert (link.connections.channel is channel, link.liveness.is_mute) == (True, False)  # its last answers may end
 
     run(story)
 
@@ -167,13 +169,13 @@ def test_a_node_that_stops_says_so_and_is_not_lost():
 def test_a_node_that_is_no_longer_listed_may_end_its_answers():
     async def story(node, link, until):
         node.said.put_nowait(message("snapshot", SNAPSHOT))
-        await until(lambda: link.usable)
-        channel = link.channel
-        with link.holds(Pending("coder", Tries(), asyncio.timeout(None))):
+        await until(lambda: link.known.usable)
+        channel = link.connections.channel
+        with link.connections.holds(Pending("coder", Tries(), asyncio.timeout(None))):
             link.leave()
             for _ in range(100):
                 await asyncio.sleep(0)
-            assert link.channel is channel
+            assert link.connections.channel is channel
             assert not channel._client.closed
 
     run(story, link_ends=True)

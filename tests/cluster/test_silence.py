@@ -1,12 +1,14 @@
 """What becomes of the requests at a node that has fallen silent: each by what it has to lose."""
 
 import asyncio
+import json
 
 import pytest
 
+from coe_server.cluster.connections import Access, Pending
 from coe_server.cluster.directory import NodeAddress, StaticDirectory
-from coe_server.cluster.link import LOST_SECONDS, MUTE_SECONDS, SILENT_SECONDS, STEP_SECONDS, Access, Pending
-from coe_server.cluster.nodes import Nodes
+from coe_server.cluster.liveness import LOST_SECONDS, MUTE_SECONDS, SILENT_SECONDS, STEP_SECONDS
+from coe_server.cluster.nodes import Nodes, end_what_gains_nothing
 from coe_server.engines.engine import Tries
 from tests.cluster.nodes import loaded, node
 
@@ -20,15 +22,16 @@ async def ended_after(seconds, tries, others=(), paid=False, draining=False):
     await asyncio.sleep(0)  # the links are there; what they hear comes from this test
     for name in names:
         link = nodes._links[name]
-        link._begin(node(name, loaded("coder", may_have_been_paid=paid), draining=draining and name == "left"))
-        link._welcome()
+        told = node(name, loaded("coder", may_have_been_paid=paid), draining=draining and name == "left")
+        link._hear("snapshot", json.dumps(told.as_json()).encode())
     left = nodes._links["left"]
     try:
         async with asyncio.timeout(None) as limit:
-            with left.holds(Pending("coder", tries, limit)):
+            with left.connections.holds(Pending("coder", tries, limit)):
                 for _ in range(round(seconds / STEP_SECONDS)):
                     left.step(STEP_SECONDS)
-                nodes._move_away(left) if left.is_silent else None
+                if left.liveness.is_silent:
+                    end_what_gains_nothing(left, nodes.usable())
                 await asyncio.sleep(0)
                 await asyncio.sleep(0)
                 return False

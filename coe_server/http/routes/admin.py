@@ -14,6 +14,7 @@ from fastapi.responses import StreamingResponse
 
 from coe_server.cache.status import ExpertStatus
 from coe_server.cache.tiers import Tier
+from coe_server.cluster import operations
 from coe_server.engines.engine import Download, HasLog
 from coe_server.errors import CoeError, ReloadRefused, RequestError
 from coe_server.events import EventLog
@@ -105,7 +106,7 @@ def _build_engines(service: Service) -> APIRouter:
         """The last `lines` lines of the log of an expert's engine, of at most 64 KiB. Keys and prompts are left out
         where they can be told."""
         if service.nodes is not None and service.is_on_nodes(name):
-            return await service.nodes.log(name, lines, node)
+            return await operations.log(service.nodes, name, lines, node)
         _refuse_node(name, node)
         return await log_of(service, name, lines)
 
@@ -117,7 +118,7 @@ async def _on_a_node(service: Service, name: str, action: str, node: str | None)
     if service.nodes is None or not service.is_on_nodes(name):
         _refuse_node(name, node)
         return None
-    moved_at = await service.nodes.move(name, action, node)
+    moved_at = await operations.move(service.nodes, name, action, node)
     return _one(service, name) | {"node": moved_at}
 
 

@@ -90,8 +90,8 @@ def _nodes(nodes: Nodes | None) -> Iterator[Family]:
     told = [(node.name, one) for node in known if node.snapshot is not None for one in node.snapshot.experts.values()]
     usable = {(node.name,): float(node.unusable is None and not node.drained) for node in known}
     yield _family(named.NODE_USABLE, usable)
-    yield _family(named.NODE_REQUESTS, {} if nodes is None else dict(nodes.outcomes))
-    owed = {} if nodes is None else {(node.name,): nodes.owed(node.name) for node in known}
+    yield _family(named.NODE_REQUESTS, {} if nodes is None else dict(nodes.sent.outcomes))
+    owed = {} if nodes is None else {(node.name,): nodes.sent.owed(node.name) for node in known}
     yield _family(named.NODE_IN_FLIGHT, owed)
     where = {(node, one.name, tier): float(one.tier == tier) for node, one in told for tier in TIERS}
     yield _family(named.NODE_TIERS, where)

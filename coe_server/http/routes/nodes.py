@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from coe_server.cluster import operations
 from coe_server.cluster.directory import KnownNode
 from coe_server.cluster.nodes import Nodes
 from coe_server.cluster.snapshot import ExpertOnNode
@@ -24,13 +25,13 @@ def build_nodes(nodes: Nodes) -> APIRouter:
     @routes.post("/{name}/drain")
     async def drain(name: str) -> dict[str, Any]:
         """Send a node nothing new, also after a restart; answers in progress go on, conversations move elsewhere."""
-        await nodes.drain(name)
+        await operations.drain(nodes, name)
         return _one(nodes, name)
 
     @routes.post("/{name}/resume")
     async def resume(name: str) -> dict[str, Any]:
         """End a drain."""
-        await nodes.resume(name)
+        await operations.resume(nodes, name)
         return _one(nodes, name)
 
     return routes
@@ -50,10 +51,10 @@ def _row(nodes: Nodes, node: KnownNode) -> dict[str, Any]:
     return {
         "name": node.name,
         "address": node.address.url,
-        "usable": node.unusable is None and not node.drained,
+        "usable": node.usable,
         "why": "drained" if node.drained and node.unusable is None else node.unusable,
         "drained": node.drained,
-        "in_flight": nodes.owed(node.name),
+        "in_flight": nodes.sent.owed(node.name),
         "seen_seconds": node.seen_seconds and round(node.seen_seconds, 1),
         "connected_seconds": node.connected_seconds and round(node.connected_seconds, 1),
         "protocol": told and told.protocol,
@@ -70,8 +71,8 @@ def _row(nodes: Nodes, node: KnownNode) -> dict[str, Any]:
 
 def expert_row(nodes: Nodes, name: str) -> dict[str, Any]:
     """An expert of nodes, in the shape of a local one: as the best node has it, with sums, and a list of all nodes."""
-    best = nodes.best(name)
-    there = list(nodes.holding(name))
+    best = nodes.best[name]
+    there = [(node, one) for node in nodes.known() if (one := node.expert(name)) is not None]
     pins = {one.pin for node, one in there if one.pin != "disk"}
     return {
         "name": name,
@@ -92,7 +93,7 @@ def expert_row(nodes: Nodes, name: str) -> dict[str, Any]:
         "failure": best.unavailable,
         "download": None,
         "has_log": True,
-        "node": nodes.first(name),
+        "node": operations.first(nodes, name),
         "nodes": list(_places(there)),
     }
 
@@ -101,7 +102,7 @@ def _places(there: list[tuple[KnownNode, ExpertOnNode]]) -> Iterator[dict[str, A
     for node, one in there:
         yield {
             "name": node.name,
-            "usable": node.unusable is None and not node.drained,
+            "usable": node.usable,
             "state": one.state,
             "residency": one.tier,
             "leases": one.leases,
