@@ -17,13 +17,13 @@ from coe_server.http.answers.sse import before_error
 from coe_server.http.attempt import Attempt
 from coe_server.http.bodies.presets import Changes
 from coe_server.http.headers import certainty_header, content_type
-from coe_server.http.logprobs import MOST_FOUND, TakenFromBody, TakenFromEvents, asking
+from coe_server.http.logprobs import MOST_FOUND, TakenFromBody, TakenFromEvents, asking, is_named_in
 from coe_server.http.routed_request import RoutedRequest
 from coe_server.routing.certainty import WHOLE
 from coe_server.routing.decision import RoutingDecision
 from coe_server.routing.handover import Judge
 from coe_server.upstream.answer import Says
-from coe_server.upstream.verdict import events_in, judge_event
+from coe_server.upstream.verdict import LOOKED_AT_BYTES, events_in, judge_event
 
 LONGEST_HELD_BYTES = 256 * 1024  # of a stream, without its log-probabilities
 _REFUSALS = frozenset((400, 404, 422, 501))  # to tell log-probabilities, or for a reason of the request's own
@@ -38,7 +38,7 @@ class HandsOver(Exception):
 
 
 class RefusesLogprobs(Exception):
-    """The engine may have refused the request because log-probabilities were asked for."""
+    """The engine refused the request because log-probabilities were asked for."""
 
 
 class Judging:
@@ -54,18 +54,20 @@ class Judging:
     def of(cls, request: RoutedRequest, decision: RoutingDecision) -> Judging | None:
         """None for an answer that is passed on as it comes."""
         judge = request.judge(decision)
-        if judge is None or decision.expert in request.serving.tell_no_logprobs:
+        if judge is None or not request.serving.tellers.may_tell(decision.expert):
             return None
         members = asking(request.parsed.api, request.parsed.body, request.changes(decision.expert))
         return None if members is None else cls(request, decision, judge, members)
 
     def held(self, attempt: Attempt, answer: EngineResponse) -> EngineResponse:
-        """The answer, held until it was judged. Reading it raises HandsOver if another expert takes over.
-
-        Raises RefusesLogprobs.
+        """The answer, held until it was judged. Reading it raises HandsOver if another expert takes over, and
+        RefusesLogprobs if a refusal is certainly about them: for any other reason no request is sent twice.
         """
+        tellers = self._request.serving.tellers
         if self.members and answer.status in _REFUSALS:
-            raise RefusesLogprobs
+            return _Refusal(answer, lambda is_clear: tellers.refused(attempt.expert, is_clear=is_clear))
+        if self.members and answer.status < 300:
+            tellers.took(attempt.expert)
         encodings = [value for name, value in answer.headers if name.lower() == "content-encoding"]
         if not 200 <= answer.status < 300 or any(one.strip().lower() != "identity" for one in encodings):
             return answer
@@ -77,7 +79,7 @@ class Judging:
     def _judged(self, attempt: Attempt, logprobs: Sequence[float], held_seconds: float) -> None:
         request, due = self._request, self._request.due
         certainty = self._judge.certainty(logprobs)
-        request.serving.tell_logprobs.add(attempt.expert)
+        request.serving.tellers.told(attempt.expert)
         attempt.log.judged(certainty, held_seconds)
         left_seconds = math.inf if due is None else due - asyncio.get_running_loop().time()
         there, cache = request.service.availability(), request.service.cache
@@ -87,6 +89,31 @@ class Judging:
             attempt.lease.speaks()  # its engine is well
             raise HandsOver(another)
         attempt.headers.update(certainty_header(certainty))
+
+
+class _Refusal:
+    """An `EngineResponse` that refuses a request. Reading it raises RefusesLogprobs if that names them; `refused` is
+    called with whether it does."""
+
+    def __init__(self, answer: EngineResponse, refused: Callable[[bool], None]) -> None:
+        self.status = answer.status
+        self.headers = answer.headers
+        self._answer = answer
+        self._refused = refused
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        pieces, body = self._answer.chunks(), bytearray()
+        async for piece in pieces:
+            body += piece
+            if len(body) > LOOKED_AT_BYTES:
+                break
+        is_clear = is_named_in(self.status, bytes(body))
+        self._refused(is_clear)
+        if is_clear:
+            raise RefusesLogprobs
+        yield bytes(body)
+        async for piece in pieces:
+            yield piece
 
 
 class HeldAnswer:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import islice
 
@@ -16,7 +17,8 @@ from coe_server.http.answers.sse import EventCutter
 from coe_server.http.apis import Api
 from coe_server.http.bodies.body import LONGEST_OPTION_BYTES, Body
 from coe_server.http.bodies.presets import Changes
-from coe_server.upstream.verdict import events_in
+from coe_server.upstream.complaint import TooComplex, names_member
+from coe_server.upstream.verdict import complaint_in, events_in
 
 MOST_FOUND = 2**16  # log-probabilities that are kept of one answer
 LONGEST_BODY_BYTES = 8 * 2**20  # about 60,000 tokens with their log-probabilities
@@ -35,6 +37,7 @@ _OPENING = re.compile(r'(?<!\\)"logprobs"\s*:\s*(?=[\[{])')
 _EMPTY_DELTA = re.compile(r'"delta"\s*:\s*\{\s*\}')
 _UNFINISHED = re.compile(r'"finish_reason"\s*:\s*null')
 _DECODER = json.JSONDecoder()
+_NAMED = re.compile(r"\b(top_)?logprobs?\b|\blog[ -]?prob(s|abilit(y|ies))?\b", re.IGNORECASE)
 
 
 def asking(api: Api, body: Body, changes: Changes) -> Changes | None:
@@ -52,6 +55,43 @@ def asking(api: Api, body: Body, changes: Changes) -> Changes | None:
     if said.get(_WORD, b"null") not in _UNSET:
         return {}
     return {_WORD: asked} if said.get(_BESIDE, b"null") in _UNSET else None
+
+
+MOST_UNCLEAR = 3
+
+
+class Tellers:
+    """Which experts' engines tell log-probabilities, as they were seen to.
+
+    A refusal that names them says that an engine does not; one without a reason may be about the request. After
+    MOST_UNCLEAR of these in a row, an engine that never told any is no longer asked.
+    """
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+        self._unclear: Counter[str] = Counter()
+
+    def may_tell(self, expert: str) -> bool:
+        return expert in self._told or self._unclear[expert] < MOST_UNCLEAR
+
+    def told(self, expert: str) -> None:
+        """Its engine told some: a later refusal is about one request."""
+        self._told.add(expert)
+
+    def took(self, expert: str) -> None:
+        """Its engine took a request for them."""
+        self._unclear.pop(expert, None)
+
+    def refused(self, expert: str, *, is_clear: bool) -> None:
+        self._unclear[expert] += MOST_UNCLEAR if is_clear else 1
+
+
+def is_named_in(status: int, body: bytes) -> bool:
+    """True if this error names log-probabilities: then they, and nothing else in the request, were refused."""
+    try:
+        return names_member(complaint_in(status, body), _NAMED)
+    except TooComplex:
+        return False
 
 
 def _forces(name: str, value: bytes) -> bool:

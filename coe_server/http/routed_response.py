@@ -60,7 +60,7 @@ class RoutedResponse(Response):
         self._may_choose_again = decision.reason not in _CHOSEN_BY_CALLER
         self._waited: dict[str, str] = {}  # for the current expert
         self._is_answered = False
-        self._refused_logprobs: str | None = None  # the expert that may have refused them
+        self._refused_logprobs: str | None = None  # the expert that refused them
         self._tries = request.tries(decision)  # nodes, for the current expert
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -250,8 +250,6 @@ class RoutedResponse(Response):
                     lease.answered()
                     request.service.sessions.remember(request.session, self._decision)
                     self._is_answered = True
-                    if refused and attempt.expert not in request.serving.tell_logprobs:
-                        request.serving.tell_no_logprobs.add(attempt.expert)
         except TimeoutError as error:
             if not longest.expired():
                 raise

@@ -28,6 +28,7 @@ from coe_server.http.bodies.presets import Preset
 from coe_server.http.bodies.reader import BodyReader
 from coe_server.http.bodies.uploads import UploadLimits, Uploads
 from coe_server.http.learner import Learner
+from coe_server.http.logprobs import Tellers
 from coe_server.http.previous_responses import MadeResponses
 from coe_server.http.tracing.trace import NoTracing, Tracing
 from coe_server.journal.drift import OUTSIDE, Drift, DriftWatch, Reference
@@ -110,10 +111,7 @@ class Serving:
     split: Sequence[tuple[Decides, float]] = ()  # routers that serve a share of the conversations
     compare: Comparing | None = None
     routes_file: Path | None = None  # of a router that is made from routes
-    tell_logprobs: set[str] = field(
-        default_factory=set
-    )  # experts whose engines did: a later refusal is a request's own
-    tell_no_logprobs: set[str] = field(default_factory=set)  # experts whose engines refused to
+    tellers: Tellers = field(default_factory=Tellers)  # of log-probabilities
 
     def router_for(self, session: bytes | None, objective: str | None) -> Decides:
         """The router of a conversation: by the hash of its session, so that later turns have the same."""

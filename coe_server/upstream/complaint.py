@@ -14,6 +14,7 @@ _LONGEST_READ = 4_000  # characters of an error's text
 _MOST_READ = 4_000  # values in an error
 _CODES = ("code", "type", "status", "error_type")
 _DEEPEST = 8  # nesting levels of an error's members
+_DEEPEST_PLACE, _MOST_PLACES = 3, 20  # error, its list, its entries
 _USUAL = frozenset(("message", "detail", "msg", "error", "code", "type", "status", "param", "object"))
 # Members in which an error quotes the request; they are ignored.
 _REPEATED = frozenset(("input", "ctx", "loc", "body", "prompt", "messages", "content", "url", "failed_generation"))
@@ -46,6 +47,7 @@ class Complaint(NamedTuple):
     param: str
     message: str
     words: str  # its text without quotes of the request
+    places: frozenset[str] = frozenset()  # the members of the request that a validator (pydantic) names
 
 
 def read_complaint(error: object, status: int | None, unstated: int = UNSTATED_STATUS) -> Complaint:
@@ -66,6 +68,7 @@ def read_complaint(error: object, status: int | None, unstated: int = UNSTATED_S
         param if isinstance(param, str) else "",
         told[:_LONGEST_READ],
         words.lower(),
+        frozenset(_places(error)),
     )
 
 
@@ -81,6 +84,14 @@ def cause_of(complaint: Complaint) -> Cause:
     if 400 <= status < 500:
         return Cause.ACCOUNT if speaks_of_account(complaint) else Cause.CALLER
     return Cause.BROKEN
+
+
+def names_member(complaint: Complaint, member: re.Pattern[str]) -> bool:
+    """True if it names such a member of the request: by place, or in its own words. Longer quotes are not its own."""
+    if member.fullmatch(complaint.param) or any(map(member.fullmatch, complaint.places)):
+        return True
+    own = _QUOTED.sub(lambda quote: quote[0] if member.fullmatch(quote[0][1:-1]) else "", complaint.words)
+    return member.search(own) is not None
 
 
 def speaks_of_account(complaint: Complaint) -> bool:
@@ -150,6 +161,15 @@ def _words(value: object, depth: int = 0) -> Iterator[str | None]:
                 yield from _words(one, depth + 1)
             else:
                 yield None
+
+
+def _places(value: object, depth: int = 0) -> Iterator[str]:
+    """The names in each `loc`, as FastAPI writes it: `["body", "logprobs"]`."""
+    entries = value if isinstance(value, list) else list(value.values()) if isinstance(value, Mapping) else []
+    if isinstance(value, Mapping) and isinstance(found := value.get("loc"), list):
+        yield from (one for one in found[:_DEEPEST] if isinstance(one, str))
+    for one in entries[:_MOST_PLACES] if depth < _DEEPEST_PLACE else ():
+        yield from _places(one, depth + 1)
 
 
 def _codes(text: str) -> frozenset[str]:

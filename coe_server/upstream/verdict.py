@@ -82,13 +82,18 @@ class Event:
 def judge_status(status: int, body: bytes) -> Verdict:
     """Judge a response with an error status by its body, of which the beginning is enough."""
     try:
-        payload = _json_of(body)
+        return _judged(complaint_in(status, body))
     except TooComplex:
         verdict = _judged(read_complaint(TOO_COMPLEX, status))
         return verdict if verdict.is_failure else replace(_COMPLEX, status=status)
+
+
+def complaint_in(status: int, body: bytes) -> Complaint:
+    """The error in the body of a response with an error status. Raises TooComplex."""
+    payload = _json_of(body)
     told = payload[0] if isinstance(payload, list) and payload else payload
     error = _error_beside(told) or told if isinstance(told, Mapping) else body.decode("utf-8", "replace")
-    return _judged(read_complaint(error, status))
+    return read_complaint(error, status)
 
 
 def judge_body(body: bytes, endpoint: str, may_be_silent: bool) -> Verdict:

@@ -309,9 +309,61 @@ def test_an_engine_that_refuses_log_probabilities_is_asked_without_them_and_reme
             assert "x-coe-certainty" not in headers
 
 
+@pytest.mark.parametrize(
+    ("status", "refusal"),
+    [
+        (400, {"error": {"message": "Unrecognized request argument supplied: 'logprobs'", "param": None}}),
+        (400, {"error": {"message": "not for this model", "param": "logprobs", "code": "unsupported_value"}}),
+        (422, {"detail": [{"type": "extra_forbidden", "loc": ["body", "logprobs"], "msg": "not permitted"}]}),
+        (501, {"error": {"message": "Log probabilities are not implemented"}}),
+    ],
+)
+def test_a_refusal_that_names_log_probabilities_is_recognised(router, status, refusal):
+    refuses = Says(status, json.dumps(refusal).encode())
+    with running_server(experts(linguist=[refuses]), router=router) as server:
+        status, headers, _ = ask(server, WORDS)
+        assert (status, headers["x-coe-expert"]) == (200, "linguist")
+
+
+@pytest.mark.parametrize("status", [400, 404, 422, 501])
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        {"error": {"message": "Bad Request"}},
+        {"error": {"message": "the prompt 'what are logprobs good for?' is not allowed"}},
+        {"detail": [{"loc": ["body", "temperature"], "msg": "too high", "input": {"logprobs": True}}]},
+    ],
+)
+def test_a_request_is_not_sent_again_to_the_engine_that_refused_it_for_another_reason(router, status, refusal):
+    refuses, sent_again = (
+        Says(status, json.dumps(refusal).encode()),
+        Says(200, token("mot", SURE), DONE, headers=EVENTS),
+    )
+    team = experts(linguist=[refuses, sent_again])
+    with running_server(team, router=router) as server:
+        ask(server, WORDS)
+        assert team["linguist"].deaths == [sent_again]
+
+
+def test_an_engine_that_refuses_again_and_again_without_a_reason_is_no_longer_asked_for_them(router):
+    refuses = Says(400, b'{"error": {"message": "Bad Request", "code": 400}}')
+    with running_server(experts(linguist=[refuses] * 3), router=router) as server:
+        assert [ask(server, WORDS)[0] for _ in range(3)] == [400] * 3
+        status, headers, _ = ask(server, WORDS)
+        assert (status, headers["x-coe-expert"], headers["x-coe-reason"]) == (200, "linguist", "mapped")
+
+
+def test_refusals_without_a_reason_turn_nothing_off_once_an_engine_has_told_some(router):
+    refuses = Says(400, b'{"error": {"message": "Bad Request", "code": 400}}')
+    with running_server(experts(linguist=[unsure(), *[refuses] * 4]), router=router) as server:
+        assert ask(server, WORDS, stream=True)[1]["x-coe-reason"] == "handed_over"
+        assert [ask(server, WORDS)[0] for _ in range(4)] == [400] * 4
+        assert ask(server, WORDS)[1]["x-coe-reason"] == "handed_over"
+
+
 def test_a_request_that_is_refused_for_its_own_fault_is_told_so_and_nothing_is_remembered(router):
     wrong = Says(400, b'{"error": {"message": "temperature must not be negative", "code": 400}}')
-    with running_server(experts(linguist=[wrong, wrong]), router=router) as server:
+    with running_server(experts(linguist=[wrong]), router=router) as server:
         status, _, raw = ask(server, WORDS)
         assert (status, json.loads(raw)["error"]["message"]) == (400, "temperature must not be negative")
         _, headers, _ = ask(server, WORDS)
