@@ -205,10 +205,9 @@ def build_api(service: Service, reloader: Reloader, lifespan: Lifespan) -> Middl
 
     direct["/v1/route"] = route  # a rejection is logged as for the requests it decides about
 
-    app.include_router(build_models(service))
-    app.include_router(
-        build_feedback(service.journal, service.reach, None if service.learner is None else service.learner.rated)
-    )
+    rated = None if service.learner is None else service.learner.rated
+    _add(app, build_models(service))
+    _add(app, build_feedback(service.journal, service.reach, rated))
 
     @app.head("/health", include_in_schema=False)
     @app.get("/health")
@@ -226,20 +225,26 @@ def build_api(service: Service, reloader: Reloader, lifespan: Lifespan) -> Middl
         ready = service.cache.ready.is_set() and (service.nodes is None or service.nodes.settled)
         return JSONResponse({"status": "ready" if ready else "starting"}, 200 if ready else 503)
 
-    app.include_router(build_page(service))
-    app.include_router(build_admin(service, reloader))
-    app.include_router(build_learning(service))
-    app.include_router(build_route_editing(service, reloader))
-    app.include_router(build_metrics(service))
+    _add(app, build_page(service))
+    _add(app, build_admin(service, reloader))
+    _add(app, build_learning(service))
+    _add(app, build_route_editing(service, reloader))
+    _add(app, build_metrics(service))
     if service.node is not None:
-        app.include_router(build_node(service, service.node))
+        _add(app, build_node(service, service.node))
     if service.nodes is not None:
-        app.include_router(build_nodes(service.nodes))
+        _add(app, build_nodes(service.nodes))
     describe(app, lambda request: service.reach(request.scope[CALLER]).models)
     paths = Paths(app.routes)
     rejections = Rejections(service.telemetry, paths.declared)
     bodies = Bodies(lambda: BodyLimits(service.serving.bodies_bytes, service.serving.max_body_bytes))
     return Middleware(app, service.telemetry, lambda: service.guard, RateLimits(), bodies, paths, rejections, direct)
+
+
+def _add(app: FastAPI, router: APIRouter) -> None:
+    """Its routes as they are. `include_router` builds each of them again at the first request: in the event loop, and
+    under `warnings.catch_warnings`, which is not safe beside other threads."""
+    app.router.routes.extend(router.routes)
 
 
 def build_models(service: Service) -> APIRouter:

@@ -1,7 +1,12 @@
-"""Where the server listens: taken before anything begins, refused in a sentence; what it logs goes where all goes."""
+"""Where the server listens: taken before anything begins, refused in a sentence; what it logs goes where all goes.
 
+Its routes are built before the first request.
+"""
+
+import json
 import logging
 import socket
+import warnings
 from contextlib import closing
 from types import SimpleNamespace
 
@@ -9,6 +14,8 @@ import pytest
 
 from coe_server.errors import CoeError
 from coe_server.http.server import Listener, taken_address
+from tests.http.server import running_server
+from tests.http.test_api import simulated
 
 
 def test_every_address_of_a_host_is_taken():
@@ -44,3 +51,30 @@ def test_the_lines_of_the_web_server_are_lines_of_our_log(monkeypatch, caplog):
     logging.getLogger("uvicorn.error").error("Cancel 1 running task(s)")
     assert caplog.messages == ["Cancel 1 running task(s)"]
     assert logging.getLogger("uvicorn").handlers == []
+
+
+def test_no_request_builds_routes(monkeypatch):
+    """FastAPI builds a route under `catch_warnings`: beside other threads it may leave its filters to them, or lose
+    its own, and what it meant to ignore becomes an answer of 500."""
+    entered = []
+
+    class Noted(warnings.catch_warnings):
+        def __enter__(self):
+            entered.append(self)
+            return super().__enter__()
+
+    with running_server({"a": simulated("a")}) as server:
+        monkeypatch.setattr(warnings, "catch_warnings", Noted)
+        statuses = [server.ask("GET", path)[0] for path in ("/admin/experts", "/metrics", "/v1/unknown")]
+    assert (statuses, entered) == ([200, 200, 404], [])
+
+
+def test_every_route_knows_its_whole_path():
+    """What a request is counted under."""
+    with running_server({"a": simulated("a")}) as server:
+        paths = json.loads(server.ask("GET", "/openapi.json")[2])["paths"]
+        for path in paths:
+            assert server.ask("PATCH", path)[0] == 405, path
+        counted = server.ask("GET", "/metrics")[2].decode().splitlines()
+    lines = {f'coe_requests_total{{endpoint="{path}",status="405"}} 1.0' for path in paths}
+    assert lines - set(counted) == set()

@@ -29,8 +29,7 @@ from coe_server.system.process import give_back_free_memory
 def build_admin(service: Service, reloader: Reloader) -> APIRouter:
     """The routes under `/admin`."""
     admin, cache = APIRouter(prefix="/admin"), service.cache
-    admin.include_router(_build_moves(service))
-    admin.include_router(_build_engines(service))
+    admin.routes.extend([*_build_moves(service).routes, *_build_engines(service).routes])
 
     @admin.get("/experts")
     async def experts() -> list[dict[str, Any]]:
@@ -52,7 +51,7 @@ def build_admin(service: Service, reloader: Reloader) -> APIRouter:
 
 def _build_moves(service: Service) -> APIRouter:
     """Load, unload, pin and unpin an expert: here, or on a node."""
-    moves, cache = APIRouter(prefix="/experts"), service.cache
+    moves, cache = APIRouter(prefix="/admin/experts"), service.cache
 
     @moves.post("/{name}/load")
     async def load(name: str, node: str | None = None) -> dict[str, Any]:
@@ -90,7 +89,7 @@ def _build_moves(service: Service) -> APIRouter:
 
 def _build_engines(service: Service) -> APIRouter:
     """Restart an expert's engine and read its log: here, or on a node."""
-    engines = APIRouter(prefix="/experts")
+    engines = APIRouter(prefix="/admin/experts")
 
     @engines.post("/{name}/restart")
     async def restart(name: str, node: str | None = None) -> dict[str, Any]:
