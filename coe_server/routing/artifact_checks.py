@@ -235,8 +235,8 @@ def _require_certainty(path: Path, manifest: Manifest, experts: list[str]) -> No
     for name, objective in manifest.objectives.items():
         if objective.handover is not None and objective.handover.tokens not in calibrated:
             raise ArtifactError(
-                f"router artifact: objective {name!r} in {path} hands over by {judged_tokens(objective.handover.tokens)},"
-                " and no expert's certainty is calibrated for them"
+                f"router artifact: objective {name!r} in {path} hands over by"
+                f" {judged_tokens(objective.handover.tokens)}, and no expert's certainty is calibrated for them"
             )
 
 

@@ -107,7 +107,11 @@ def test_curves_and_handovers_are_kept_and_an_artifact_without_them_is_unchanged
         ({"coder": [{**CURVE, "tokens": 5000}]}, None, "certainty.coder.0.tokens"),
         ({"coder": [{**CURVE, "more": 1}]}, None, "certainty.coder.0.more"),
         ({"coder": []}, None, "certainty.coder"),
-        ({"coder": [CURVE]}, {"tokens": 8}, "hands over by the first 8 tokens, and no expert's certainty is calibrated"),
+        (
+            {"coder": [CURVE]},
+            {"tokens": 8},
+            "hands over by the first 8 tokens, and no expert's certainty is calibrated",
+        ),
         (None, {}, "hands over by the first 4 tokens, and no expert's certainty is calibrated"),
         ({"coder": [CURVE]}, {"margin": "much"}, "objectives.quality.handover.margin"),
         ({"coder": [CURVE]}, {"shipped": False}, "a handover is shipped or has a refusal"),
