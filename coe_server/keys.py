@@ -131,7 +131,7 @@ def read_keys(file: Path) -> tuple[Key, ...]:
     except OSError as error:
         raise ConfigError(f"keys.file: {file} cannot be read ({error.strerror}); `coe keys add` creates it") from error
     except ValidationError as error:
-        raise ConfigError(f"keys.file: {file}: {first_mistake(error, raw)}") from error
+        raise ConfigError(f"keys.file: {file}: {first_mistake(error, raw, _KeyFile)}") from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"keys.file: {file} is not JSON: {error}") from error
     _refuse_twins(found, file)

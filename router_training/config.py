@@ -258,7 +258,7 @@ def read_settings(
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {first_mistake(error, raw)}") from error
+        raise ConfigError(f"{path}: {first_mistake(error, raw, model)}") from error
 
 
 def _with_paths_from(folder: Path, config: TrainingConfig) -> TrainingConfig:

@@ -18,6 +18,7 @@ from coe_server.config.proxies import Proxies
 from coe_server.config.routes import EmbeddingFeatures, read_routes
 from coe_server.config.types import clean_secret
 from coe_server.routing import artifact as artifacts
+from coe_server.routing.certainty import judged_tokens
 from coe_server.routing.embedders import Endpoint, EndpointEmbedder
 from coe_server.routing.embeddings import Embedder
 from coe_server.routing.features import Floats, windowed
@@ -97,7 +98,7 @@ def _say_handover(found: Draft, console: Console) -> None:
         low, high = (100 * bound for bound in handover.gain_ci95)
         _say(
             console,
-            f"handover by {handover.tokens} tokens: {handover.share:.0%} handed over,"
+            f"handover by {judged_tokens(handover.tokens)}: {handover.share:.0%} handed over,"
             f" {100 * handover.gain:+.2f} ({low:+.2f} to {high:+.2f}) points at equal cost;"
             f" {'shipped' if handover.shipped else f'not shipped: {handover.refusal}'}",
         )

@@ -66,6 +66,10 @@ def test_what_came_went_or_changed_is_named():
         ('{"keys": [{"name": "a"}]}', "keys.a.sha256: is missing"),
         (json.dumps({"keys": [{"name": "a", "sha256": "secret"}]}), "keys.a.sha256: is not the SHA-256 of a key"),
         (json.dumps({"keys": [{"name": "a", "sha256": "0" * 64, "rpm": 1}]}), "keys.a.rpm: there is no such key"),
+        (
+            json.dumps({"keys": [{"name": "a", "sha256": "0" * 64, "expert": ["a"]}]}),
+            "keys.a.expert: there is no such key; did you mean 'experts'?",
+        ),
         (json.dumps({"keys": [{"name": "a", "sha256": "0" * 64}] * 2}), "the key 'a' occurs twice"),
     ],
 )

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -180,7 +180,7 @@ class Mistake:
         return f"is not valid{f' at {self.key}' if self.key else ''}: {self.message}"
 
 
-def first_mistake(error: ValidationError, raw: Mapping[str, Any], model: type[BaseModel] | None = None) -> str:
+def first_mistake(error: ValidationError, raw: Mapping[str, Any], model: type[BaseModel]) -> str:
     """The first mistake as `key.path: what is wrong`; unknown keys come first, since they may explain others."""
     return all_mistakes(error, raw, model)[0]
 
@@ -188,10 +188,10 @@ def first_mistake(error: ValidationError, raw: Mapping[str, Any], model: type[Ba
 def all_mistakes(
     error: ValidationError,
     raw: Mapping[str, Any],
-    model: type[BaseModel] | None = None,
+    model: type[BaseModel],
     tags: Mapping[str, str] = _NO_TAGS,
 ) -> list[str]:
-    """All mistakes as `key.path: what is wrong`, unknown keys first; with `model` a similar known key is suggested.
+    """All mistakes as `key.path: what is wrong`, unknown keys first, with a similar key of `model` suggested.
 
     A missing key is reported together with an unknown one, which is probably its misspelling. `tags`: allowed values of
     a key that selects the kind of a mapping, if pydantic does not give them.
@@ -202,7 +202,7 @@ def all_mistakes(
     told, explained = [], []
     for one in unknown:
         beside = missing.get(one["loc"][:-1])
-        meant = "" if model is None else _did_you_mean(one["loc"], model)
+        meant = _did_you_mean(one["loc"], model)
         if beside is not None:
             explained.append(beside["loc"])
             meant = f"; {_dotted(beside['loc'], raw)} is missing"
@@ -228,26 +228,35 @@ def _sentence(mistake: ErrorDetails, raw: Mapping[str, Any], tags: Mapping[str, 
 
 def _did_you_mean(location: tuple[int | str, ...], model: type[BaseModel]) -> str:
     """`; did you mean 'pin'?` if a similar key is allowed there, else empty."""
-    models: list[type[BaseModel]] = [model]
+    types: list[Any] = [model]
     for step in location[:-1]:
-        models = [inner for one in models for inner in _models_below(one, step)]
+        types = [inner for one in types for inner in _below(one, step)]
+    models = [found for one in types for found in _models_in(one)]
     allowed = sorted({field.alias or name for one in models for name, field in one.model_fields.items()})
     near = difflib.get_close_matches(str(location[-1]), allowed, n=1)
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
-def _models_below(model: type[BaseModel], step: int | str) -> list[type[BaseModel]]:
-    """The models one step down a location: of a field, of an index (the same model), or of a tagged union."""
-    if step in model.model_fields:
-        return _models_in(model.model_fields[str(step)].annotation)
-    tagged = any(step in get_args(field.annotation) for field in model.model_fields.values())
-    return [model] if isinstance(step, int) or tagged else []
+def _below(annotation: Any, step: int | str) -> list[Any]:
+    """The types one step down a location: of a field, of an entry of a list or mapping, or of a tagged union."""
+    if get_origin(annotation) in {list, dict}:
+        return [get_args(annotation)[-1]]
+    if not _is_model(annotation):
+        return [inner for part in get_args(annotation) for inner in _below(part, step)]
+    fields = annotation.model_fields
+    if step in fields:
+        return [fields[step].annotation]
+    return [annotation] if any(step in get_args(field.annotation) for field in fields.values()) else []
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    if _is_model(annotation):
         return [annotation]
     return [model for part in get_args(annotation) for model in _models_in(part)]
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def _dotted(location: tuple[int | str, ...], raw: Mapping[str, Any]) -> str:

@@ -186,7 +186,7 @@ def read_routes(path: Path) -> RoutesFile:
     try:
         found = RoutesFile.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {first_mistake(error, raw)}") from error
+        raise ConfigError(f"{path}: {first_mistake(error, raw, RoutesFile)}") from error
     routes = {name: _with_examples(route, path, f"routes.{name}") for name, route in found.routes.items()}
     found = found.model_copy(update={"routes": routes, "default": _with_examples(found.default, path, DEFAULT_ROUTE)})
     if (count := sum(len(target.texts) for target in found.targets.values())) > MOST_EXAMPLES:

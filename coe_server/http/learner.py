@@ -112,6 +112,7 @@ class Learner:
         before = with_table(nothing_learned((*router.learned.rows,), (*router.learned.columns,)), self._steps)
         usable = [one for one in kept if self._steps.counts(one.time)]
         found, after = await asyncio.to_thread(self._considered, usable, before, may_step)
+        after = after.only(router.rated_experts)
         if after.steps != before.steps:
             step = Step(usable[-1].time, len(found), found.source or "", table_of(after))
             steps = self._steps.and_then(step)

@@ -29,6 +29,7 @@ from coe_server.routing.artifact_tensors import (
     gate_fault,
     gate_shapes,
 )
+from coe_server.routing.certainty import judged_tokens
 from coe_server.routing.decision import GENERAL
 from coe_server.routing.embeddings import StaticEmbeddings
 from coe_server.routing.manifest import FORMAT_VERSION, CostUnit, Manifest
@@ -234,8 +235,8 @@ def _require_certainty(path: Path, manifest: Manifest, experts: list[str]) -> No
     for name, objective in manifest.objectives.items():
         if objective.handover is not None and objective.handover.tokens not in calibrated:
             raise ArtifactError(
-                f"router artifact: objective {name!r} in {path} hands over by {objective.handover.tokens} tokens,"
-                " and no expert's certainty is calibrated for them"
+                f"router artifact: objective {name!r} in {path} hands over by"
+                f" {judged_tokens(objective.handover.tokens)}, and no expert's certainty is calibrated for them"
             )
 
 

@@ -111,6 +111,13 @@ def mean_of_first(logprobs: Sequence[float], tokens: int) -> float:
     return sum(max(one, LEAST_LOGPROB) for one in first) / len(first)
 
 
+def judged_tokens(tokens: int) -> str:
+    """What a handover judges an answer by, for a sentence."""
+    if tokens == WHOLE:
+        return "the whole answer"
+    return "the first token" if tokens == 1 else f"the first {tokens} tokens"
+
+
 def _logistic(logit: float) -> float:
     if logit >= 0.0:
         return 1.0 / (1.0 + math.exp(-min(logit, 700.0)))

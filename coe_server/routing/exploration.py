@@ -7,7 +7,7 @@ exceeds another", 1933), until the category is settled; a share draws that part 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -48,6 +48,14 @@ class Learned:
             return scores
         shifts = self.shifts[self.rows[category]].tolist()
         return [score + shift for score, shift in zip(scores, shifts, strict=True)]
+
+    def only(self, experts: Mapping[str, Collection[str]]) -> Learned:
+        """The same with no change of any score but those of these experts, by category."""
+        shifts = np.zeros_like(self.shifts)
+        for category, names in experts.items():
+            row, columns = self.rows[category], [self.columns[name] for name in names]
+            shifts[row, columns] = self.shifts[row, columns]
+        return replace(self, shifts=shifts)
 
     def knows(self, category: str) -> bool:
         """True if any score of this category has changed."""

@@ -105,6 +105,13 @@ class Router:
         self._meters = budget.meters(manifest, budget_window)
         self.judges = Judges(manifest, handover, self._profiles)
 
+    @property
+    def rated_experts(self) -> Mapping[str, Sequence[str]]:
+        """By category, the experts whose learned scores can change an answer."""
+        return (
+            dict.fromkeys(self.learned.rows, self.expert_names) if self._routes is None else self._routes.rated_experts
+        )
+
     @classmethod
     def load(
         cls,

@@ -89,6 +89,11 @@ class Tally:
         return any(tally.open for tally in self.by_expert.values())
 
     @property
+    def is_hopeless(self) -> bool:
+        """True if there is no outcome, and the same command again would add none."""
+        return not self.outcomes and not self.may_grow
+
+    @property
     def problems(self) -> list[str]:
         """A sentence for each of an expert's commonest reasons why outcomes are missing."""
         return [
@@ -220,6 +225,14 @@ def show_tally(tally: Tally, out: Path, raw: Path, console: Console) -> None:
         console.print("Some requests failed; run the same command again to repeat only those.", style="yellow")
     written = f"{len(tally.outcomes):,} outcomes -> {out}" if tally.outcomes else f"no outcomes; {out} was not written"
     console.print(f"{written}; every answer is in {raw}", markup=False)
+    if tally.is_hopeless:
+        agreeing = ", or of another scorer.compare (number, choice)" if tally.findings is not None else ""
+        console.print(
+            f"no answer could be scored, for the reasons above; name another scorer{agreeing} in the config, and"
+            " --rescore scores the recorded answers",
+            style="red",
+            markup=False,
+        )
 
 
 def _table(tally: Tally) -> Table:

@@ -36,7 +36,12 @@ LONGEST_PROMPT = 2_000  # characters
 OPTIONS: Mapping[str, Any] = {"temperature": 1.0, "max_tokens": 2048}
 
 Words = npt.NDArray[np.uint32]
+FENCE = "```"
 _MARK = re.compile(r"\A\s*(?:[-*\u2022]|\d{1,3}[.):])\s+")
+_DECODER = json.JSONDecoder(strict=False)
+_LIST = re.compile(r'^[ \t]*(?:(?:\{\s*"\w+"\s*:\s*)?\[\s*(?=["{])|(?=\{\s*"))', re.MULTILINE)  # up to its first entry
+_BETWEEN = re.compile(r"[\s,]+")
+_AFTER = re.compile(r'[\]}\s`]*$|["{]', re.MULTILINE)  # its end, or an entry that is cut off
 
 
 @dataclass(slots=True)
@@ -124,11 +129,30 @@ def request(name: str, description: str | None, examples: Sequence[str], count: 
 
 
 def prompts_in(text: str) -> list[str]:
-    """The prompts of an answer: its lines without list marks and quotation marks."""
+    """The prompts of an answer: of its list in JSON, else its lines without list marks and quotation marks."""
     if is_refusal(text):
         return []
     lines = (_MARK.sub("", line).strip().strip('"\u201c\u201d').strip() for line in text.splitlines())
-    return [line for line in lines if line and len(line) <= LONGEST_PROMPT and not line.endswith(":")]
+    found = _listed(text) or [line for line in lines if not line.endswith(":") and not line.startswith(FENCE)]
+    return [one for one in found if one and len(one) <= LONGEST_PROMPT]
+
+
+def _listed(text: str) -> list[str]:
+    """The strings of a list in JSON, or the `prompt` of its objects; the list may be cut off. Empty without one."""
+    start = _LIST.search(text)
+    place = start.end() if start else len(text)
+    found: list[Any] = []
+    while place < len(text):
+        try:
+            value, place = _DECODER.raw_decode(text, place)
+        except (ValueError, RecursionError):
+            break
+        found.append(value.get("prompt") if isinstance(value, dict) else value)
+        between = _BETWEEN.match(text, place)
+        place = place if between is None else between.end()
+    if not _AFTER.match(text, place):
+        return []
+    return [one.strip() for one in found if isinstance(one, str)]
 
 
 def _keep(prompts: Sequence[str], one: Written, taken: list[Words], most: int) -> None:

@@ -11,6 +11,7 @@ from rich.console import Console
 from coe_server.system.interruption import EXIT_INTERRUPTED
 from router_training.commands.terminal import (
     EXIT_INCOMPLETE,
+    EXIT_WRONG_INPUT,
     console,
     mistakes_as_sentences,
     with_progress_bar,
@@ -78,7 +79,7 @@ def collect(
     are asked for and kept where an expert gives them: `fit` learns from them when an answer should be handed over.
     --rescore scores recorded answers with another scorer; a judge is queried only for missing verdicts.
     Exit 0: every outcome that can be scored is. Exit 4: requests failed; the same command repeats only those.
-    Exit 2: wrong input.
+    Exit 2: no answer could be scored, or wrong input.
 
     Example: coe-train collect collect.yaml --prompts prompts.jsonl --out outcomes.jsonl
     """
@@ -103,6 +104,8 @@ def collect(
         show_cost_factors(tally, settings.bases, console)
         if tally.may_grow:
             raise typer.Exit(EXIT_INCOMPLETE)
+        if tally.is_hopeless:
+            raise typer.Exit(EXIT_WRONG_INPUT)
 
 
 def check(

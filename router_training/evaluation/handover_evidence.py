@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from coe_server.routing.certainty import Handover
+from coe_server.routing.certainty import Handover, judged_tokens
 from coe_server.routing.manifest import CurveEntry, HandoverEntry, InsteadEntry, Manifest
 from router_training.assignment.objectives import decided, permitted
 from router_training.classifier.certainty import curve_entries, fitted_instead
@@ -187,7 +187,7 @@ def examined(learned: Learned, found: Mapping[str, HandoverEvidence], evaluation
 def handover_sentences(evaluation: dict[str, Any]) -> list[str]:
     """One line for each objective, for a terminal."""
     return [
-        f"handover, objective {one['objective']}: by {one['tokens'] or 'all'} tokens {one['share']:.1%} handed over,"
+        f"handover, objective {one['objective']}: by {judged_tokens(one['tokens'])} {one['share']:.1%} handed over,"
         f" {_interval(one)} points over the same router without it at equal cost" + _verdict(one)
         for one in evaluation.get("handover", ())
     ]

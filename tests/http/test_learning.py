@@ -16,15 +16,17 @@ from tests.http.server import running_server
 from tests.http.test_feedback import engine
 from tests.patience import until
 from tests.routing.small_artifact import SIZES, TEXTS, held_out, small_artifact
+from tests.routing.test_own_routes import CODE, LAW, made
 
 
 @contextmanager
-def learning(folder, exploration="learn", engines=None, **settings):
-    """A server over the small router that learns, and its folder."""
+def learning(folder, exploration="learn", engines=None, router=None, **settings):
+    """A server that learns, over this router or the small one."""
     journal = Journal(folder / "state" / "j", Retention(10_000, 1e9))
     journal.start()
-    artifacts.save(small_artifact(), held_out(), None, folder / "router")
-    router = Router(artifacts.load(folder / "router"), exploration=exploration)
+    if router is None:
+        artifacts.save(small_artifact(), held_out(), None, folder / "router")
+        router = Router(artifacts.load(folder / "router"), exploration=exploration)
     steps = folder / "state" / "learned.json"
     ours = engines or {name: engine(name) for name in SIZES}
     try:
@@ -74,6 +76,26 @@ def test_a_hundred_ratings_make_a_step_and_one_request_undoes_it(tmp_path):
         assert (status, after["steps"], after["ratings"]) == (200, [], 0)
         status, refused = told(server, "/admin/learning/undo", "POST")
         assert (status, refused["error"]["code"]) == (409, "nothing_to_undo")
+
+
+def test_a_step_moves_only_experts_that_a_route_chooses_among(tmp_path):
+    routes = {
+        "code": {"experts": ["coder", "small"], "examples": CODE},
+        "law": {"expert": "lawyer", "examples": LAW},
+    }
+    router = made(tmp_path, {"routes": routes, "default": {"experts": ["small", "lawyer"]}})
+    router.exploration = "learn"
+    engines = {name: engine(name) for name in router.expert_names}
+    with learning(tmp_path, router=router, engines=engines) as server:
+        for _ in range(RATINGS_PER_STEP):
+            headers = asked(server, CODE[0])
+            rate(server, headers, 1.0 if headers["x-coe-expert"] == "coder" else 0.0)
+        until(lambda: told(server)[1]["steps"])
+        (step,) = told(server)[1]["steps"]
+    moved = {(one["category"], one["expert"]) for one in step["moved"]}
+    assert {("code", "coder"), ("code", "small")} <= moved
+    assert moved <= {("code", "coder"), ("code", "small"), ("default", "small"), ("default", "lawyer")}
+    assert router.learned.shift("code", "coder") > 0.0 == router.learned.shift("law", "coder")
 
 
 def test_a_decision_tells_its_draw_and_a_dry_run_has_none(tmp_path):

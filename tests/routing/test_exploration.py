@@ -126,6 +126,25 @@ def test_a_route_of_several_experts_learns_which_is_best(tmp_path: Path) -> None
     assert (found.expert, found.ranking[0].expected_score) == ("b", pytest.approx(0.55))
 
 
+def test_ratings_concern_the_experts_whose_scores_can_change_an_answer(tmp_path: Path) -> None:
+    routes = {
+        "code": {"experts": ["a", "b"], "examples": CODE},
+        "law": {"expert": "lawyer", "examples": LAW},
+        "loose": {"expert": "a", "match": {"words": "loose"}, "tolerance": 0.1},
+    }
+    rated = {"a": {"ratings": {"loose": 0.5}}}
+    found = made(tmp_path, {"routes": routes, "default": "generalist", "experts": rated})
+    assert {name: set(experts) for name, experts in found.rated_experts.items()} == {
+        "code": {"a", "b"},
+        "law": set(),
+        "loose": {"a", "b", "lawyer", "generalist"},
+        "default": set(),
+    }
+    trained = router(tmp_path / "trained")
+    assert {*trained.rated_experts} == {*trained.learned.rows}
+    assert all(set(experts) == set(trained.expert_names) for experts in trained.rated_experts.values())
+
+
 def test_later_turns_stay_with_the_drawn_expert_and_repeat_its_draw(tmp_path: Path) -> None:
     one, sessions = router(tmp_path), Sessions()
     first = ask(one, TEXTS["code"], 0.95)

@@ -160,7 +160,14 @@ def test_examples_may_stand_in_a_file(tmp_path: Path) -> None:
         ({"a": {"expert": "a", "examples": ["x"], "tolerance": 0.1}}, "routes.a.tolerance: needs scores"),
         ({"a": {"expert": "a", "match": {}}}, "a match needs one of words"),
         ({"a": {"expert": "a", "examples_file": "none.txt"}}, "none.txt cannot be read"),
-        ({"a": {"expert": "a", "example": ["x"]}}, "routes.a.example"),
+        (
+            {"a": {"expert": "a", "example": ["x"]}},
+            "routes.a.example: there is no such key; did you mean 'examples'?",
+        ),
+        (
+            {"a": {"expert": "a", "match": {"word": "x"}}},
+            "routes.a.match.word: there is no such key; did you mean 'words'?",
+        ),
     ],
 )
 def test_a_mistake_in_the_file_is_one_sentence(tmp_path: Path, change: dict[str, Any], sentence: str) -> None:
@@ -168,6 +175,25 @@ def test_a_mistake_in_the_file_is_one_sentence(tmp_path: Path, change: dict[str,
         read_routes(written(tmp_path, {"routes": change, "default": "generalist"}))
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"expert": {}}, "expert: there is no such key; did you mean 'experts'?"),
+        ({"default": {"expert": "a", "example": ["x"]}}, "default.example: there is no such key; did you mean"),
+        ({"experts": {"coder": {"rating": {"code": 1}}}}, "experts.coder.rating: there is no such key; did you mean"),
+        ({"features": {"model": "m", "url": "x"}}, "features.url: there is no such key"),
+        (
+            {"features": {"model": "m", "baseurl": "x"}},
+            "features.baseurl: there is no such key; did you mean 'base_url'",
+        ),
+    ],
+)
+def test_a_key_like_a_known_one_is_taken_for_a_slip(tmp_path: Path, change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_routes(written(tmp_path, {**PLAIN, **change}))
+    assert sentence in str(caught.value)
 
 
 def test_a_rating_of_a_route_that_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -575,6 +575,29 @@ def test_the_scorer_of_the_command_replaces_that_of_the_file(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
+    ("scorer", "why", "advice"),
+    [
+        ("consensus", "a: 2 without an outcome: fewer than two independent other experts agree", "scorer.compare"),
+        ("certainty", "a: 2 without an outcome: the expert gave no log-probabilities", "another scorer"),
+    ],
+)
+def test_a_collection_without_any_outcome_is_a_failure_that_says_what_to_do(
+    tmp_path: Path, scorer: str, why: str, advice: str
+) -> None:
+    where = files(tmp_path, 2)
+    with endpoint(lambda body, times: Says(f"{body['model']} says {times}")) as stand_in:
+        settings = {"base_url": stand_in.base_url, "experts": [{"name": name} for name in "abc"]}
+        (tmp_path / "collect.yaml").write_text(yaml.safe_dump({**settings, "scorer": {"kind": scorer}}))
+        code, said = command(tmp_path, "--out", str(where.out))
+    assert code == 2
+    assert not where.out.exists()
+    assert why in said
+    assert "no answer could be scored" in said
+    assert advice in said
+    assert "--rescore" in said
+
+
+@pytest.mark.parametrize(
     ("scorer", "said"),
     [({"kind": "consensus"}, "needs three experts"), ({"kind": "consensus", "families": {"f": ["a", "z"]}}, "'z'")],
 )

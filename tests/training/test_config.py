@@ -69,8 +69,12 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     ("change", "sentence"),
     [
         ({"data": {**LEAST["data"], "categories": "some"}}, "data.categories: "),
-        ({"sed": 1}, "sed: there is no such key"),
-        ({"gate": {"neighbors": 5}}, "gate.neighbors: there is no such key"),
+        ({"sed": 1}, r"sed: there is no such key; did you mean 'seed'\?"),
+        ({"gate": {"neighbors": 5}}, r"gate.neighbors: there is no such key; did you mean 'neighbours'\?"),
+        (
+            {"objectives": {"cheap": {"active_param_b": 1}}},
+            r"objectives.cheap.active_param_b: there is no such key; did you mean 'active_params_b'\?",
+        ),
         ({"experts": [{"name": "a", "active_params_b": 1, "size": 2}]}, "experts.a.size: there is no such key"),
         ({"experts": [{"name": "a"}]}, "experts: a needs active_params_b or price_per_million_tokens"),
         (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import yaml
 from typer.testing import CliRunner
 
@@ -67,6 +68,33 @@ def test_an_expert_that_writes_nothing_is_told_and_no_file_is_left(tmp_path: Pat
 def test_lines_lose_list_marks_and_headings() -> None:
     said = 'Sure, here you go:\n1. "First one"\n2) Second one\n* Third\n\n\u2022 Fourth\n12 monkeys: who directed it?'
     assert prompts_in(said) == ["First one", "Second one", "Third", "Fourth", "12 monkeys: who directed it?"]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        '["Sort a list", "Say \\"hello\\" in C:"]',
+        'Here are two prompts:\n\n[\n  "Sort a list",\n  "Say \\"hello\\" in C:"\n]\n\nI hope they help!',
+        '```json\n["Sort a list",\n "Say \\"hello\\" in C:"]\n```',
+        '{"prompts": ["Sort a list", "Say \\"hello\\" in C:"]}',
+        '[{"prompt": "Sort a list"}, {"id": 2, "prompt": "Say \\"hello\\" in C:"}]',
+        '{"prompt": "Sort a list"}\n{"prompt": "Say \\"hello\\" in C:"}',
+        '```json\n[\n  "Sort a list",\n  "Say \\"hello\\" in C:",\n  "Rewri',
+    ],
+)
+def test_a_list_in_json_is_read_as_one_also_in_a_fence_or_cut_off(said: str) -> None:
+    assert prompts_in(said) == ["Sort a list", 'Say "hello" in C:']
+
+
+def test_json_within_a_prompt_makes_no_list() -> None:
+    said = '["a", "b"] in python: how do I sort it?\n{"a": "b"} is what?\nWhat does [1, 2] mean?'
+    assert prompts_in(said) == said.splitlines()
+    assert prompts_in('["a", 1, [], {}, {"prompt": 2}, " "]') == ["a"]
+    assert prompts_in("[" * 100_000) == []
+
+
+def test_lines_of_a_fence_are_no_prompts() -> None:
+    assert prompts_in("```text\nFirst one\nSecond one\n```") == ["First one", "Second one"]
 
 
 def test_each_request_shows_other_examples() -> None:

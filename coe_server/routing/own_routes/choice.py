@@ -44,6 +44,12 @@ class Route:
         is_named = expert in self.places or (self.entry.tolerance > 0.0 and len(self.experts) == 1)
         return Terms(score, score, 0.0, None if is_named else f"{NOT_OF_ROUTE} {self.name}")
 
+    def rated(self, everyone: Sequence[str]) -> Sequence[str]:
+        """The experts whose scores can change an answer: its own where it has a choice, all within a tolerance."""
+        if len(self.experts) > 1:
+            return self.experts
+        return everyone if self.entry.tolerance > 0.0 else ()
+
     def ranked(self, known: Learned) -> Mapping[str, int]:
         """`places`; once scores were learned, the route's own experts share the first."""
         return {**self.places, **dict.fromkeys(self.experts, 0)} if known.knows(self.name) else self.places
@@ -64,6 +70,12 @@ class OwnRoutes:
         rules = {name: Rule.of(entry.match) for name, entry in entries.items() if entry.match is not None}
         routes = {name: _route(artifact, name, entry) for name, entry in entries.items()}
         return cls(routes, rules, [profiles[name] for name in artifact.expert_names], scorer)
+
+    @property
+    def rated_experts(self) -> Mapping[str, Sequence[str]]:
+        """By route, the experts whose scores can change its answers."""
+        everyone = [one.name for one in self.profiles]
+        return {name: route.rated(everyone) for name, route in self.routes.items()}
 
     def choose(
         self, scores: PromptScores, request: Request, mode: Mode, known: Learned
