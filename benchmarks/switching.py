@@ -105,7 +105,6 @@ def one_by_one(scenario: Scenario, trace: Trace) -> Measures:
 
     def admit_alone(desk: Admission, slot: Slot) -> None:
         if slot.waiters and slot.admits and not any(other.leases for other in desk._slots.values()):
-            slot.change(gate=max(0, slot.gate - 1))
             waiter = slot.waiters.pop()
             waiter.granted.set_result(desk.grant(slot, waiter))
 

@@ -38,7 +38,7 @@ class Admission:
 
     def admit(self, slot: Slot) -> None:
         """Grant a lease to each request that may go in now."""
-        while (first := slot.next_waiter) is not None and slot.admits:
+        while (first := _next_waiter(slot)) is not None and slot.admits:
             if slot.leases + first.leases > slot.places:
                 if first.leases > 1:  # otherwise single leases granted before it could starve it
                     first.keep_first()
@@ -48,23 +48,25 @@ class Admission:
             slot.waiters.leave(first)
             if first.granted.done():  # cancelled, but still in the queue
                 continue
-            slot.change(gate=max(0, slot.gate - first.leases))
             first.granted.set_result(self.grant(slot, first))
             if not self._policy.collates:  # in strict order the next request may be for another expert
                 self._changed.set()
 
     def grant(self, slot: Slot, waiter: Waiter) -> Lease:
-        now = self._clock()
-        slot.use(now, waiter.leases)
+        now, leases = self._clock(), waiter.leases
+        let_in, gate = (*slot.let_in, *(now,) * leases), max(0, slot.gate - leases)
+        slot.change(let_in=let_in, gate=gate, uses=slot.uses + 1)
         self._guesses.end(Guess.DEVICE, slot.name, self._guesses.useful)
         mortal = not slot.expert.remote
-        return Lease(slot.name, slot.engine, self, slot.gone, now, now - waiter.arrived, waiter.leases, mortal)
+        return Lease(slot.name, slot.engine, self, slot.gone, now, now - waiter.arrived, leases, mortal)
 
     def give_back(self, lease: Lease) -> None:
         slot = self._slots[lease.expert]
+        let_in = slot.let_in
         if slot.gone is lease.gone:  # otherwise its engine has died, which ended the lease
-            slot.end_use(lease.granted, lease.leases)
-        slot.change(last_used=self._clock())
+            at = let_in.index(lease.granted)
+            let_in = let_in[:at] + let_in[at + lease.leases :]
+        slot.change(let_in=let_in, last_used=self._clock())
         self.admit(slot)
         # while it has other leases, this release frees no memory
         turns = slot.leaves or slot.successor is not None
@@ -97,6 +99,11 @@ class Admission:
             slot.restarts.answer()
             slot.backoff.answer(lease.granted)
             slot.costs.learn_service(self._clock() - lease.granted)
+
+
+def _next_waiter(slot: Slot) -> Waiter | None:
+    """The next request to admit. While the expert has a successor, none that came later than that was named."""
+    return slot.waiters.first() if slot.successor is None else slot.waiters.first(slot.renewed_at)
 
 
 def _an_older_request_waits(slot: Slot, slots: Mapping[str, Slot]) -> bool:

@@ -13,8 +13,8 @@ from coe_server.cache.overview import Overview
 from coe_server.cache.planner import Plan
 from coe_server.cache.policy import Limits, Policy
 from coe_server.cache.scheduler import conduct, seconds_until_pressing, seconds_until_tenured
-from coe_server.cache.slot import Slot
-from coe_server.cache.tiers import Ledger, Tier
+from coe_server.cache.slot import Slot, residency_of
+from coe_server.cache.tiers import Ledger, Tier, idle_tier
 from coe_server.cache.upkeep import Prefetching, Upkeep
 from coe_server.events import EventLog
 
@@ -110,7 +110,7 @@ class Conductor:
         self._prefetch()
         for slot in tuple(self._overview.groups.settled.values()):
             if (ends := _idle_until(slot)) is not None and self._clock() >= ends:
-                self.begin(Plan((slot.move_to(slot.idle_tier),)))
+                self.begin(Plan((slot.move_to(idle_tier(slot.engine.footprint)),)))
 
     def _stop_for_restarts(self) -> None:
         for name in tuple(self._to_restart):
@@ -130,7 +130,7 @@ class Conductor:
         if way is None:
             if not self.ready.is_set():
                 self.ready.set()
-                told = ", ".join(f"{slot.name} {slot.residency}" for slot in self._slots.values())
+                told = ", ".join(f"{slot.name} {residency_of(slot)}" for slot in self._slots.values())
                 logger.info("ready: %s", told or "no experts of its own")
             way = self._upkeep.return_to_pin()
         if way is not None:
@@ -226,7 +226,9 @@ def _end_cooldowns(failed: Iterable[Slot], now: float) -> None:
 def _idle_until(slot: Slot) -> float | None:
     """When its ttl expires; None if it is in use, has no ttl, or may not be evicted."""
     ttl = slot.expert.ttl_seconds
-    if ttl is None or slot.idle_tier.depth > slot.pin.depth or slot.busy or slot.waiters or not slot.settled:
+    if ttl is None or slot.busy or slot.waiters or not slot.settled:
+        return None
+    if idle_tier(slot.engine.footprint).depth > slot.pin.depth:
         return None
     return max(slot.last_used, slot.since) + ttl
 

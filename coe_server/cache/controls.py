@@ -9,9 +9,8 @@ from coe_server.cache.conductor import Conductor
 from coe_server.cache.pins import left_out
 from coe_server.cache.planner import Plan
 from coe_server.cache.queue import Lease
-from coe_server.cache.slot import Slot
-from coe_server.cache.slots import Slots, at_its_pin, place_pinned
-from coe_server.cache.tiers import Bytes, Ledger, Tier
+from coe_server.cache.slot import Slot, Slots, at_its_pin, place_pinned
+from coe_server.cache.tiers import Bytes, Ledger, Tier, idle_tier
 from coe_server.errors import ExpertBusy, NoRoom
 
 
@@ -73,7 +72,7 @@ class Controls:
         slot = self._slots[name]
         if slot.expert.remote:
             raise ExpertBusy(f"expert '{name}' is remote and cannot be pinned")
-        if tier is Tier.HOST and slot.idle_tier is not Tier.HOST:
+        if tier is Tier.HOST and idle_tier(slot.engine.footprint) is not Tier.HOST:
             raise ExpertBusy(f"expert '{name}' never sleeps in host memory; pin it to the device, or to disk (no pin)")
         if tier.depth < slot.pin.depth:
             _refuse_to_leave_out(self._slots, name, tier, self._ledger.capacity)

@@ -24,6 +24,7 @@ class Costs:
 
     def __init__(self, measured: Mapping[str, float] | None = None) -> None:
         self._measured = {kind: value for kind, value in (measured or {}).items() if kind in self._GUESSES}
+        self._seconds = {**self._GUESSES, **self._measured}
 
     @property
     def measured(self) -> dict[str, float]:
@@ -38,15 +39,16 @@ class Costs:
         self._learn("service", seconds)
 
     def move(self, source: Tier, target: Tier) -> float:
-        return self._of(_KINDS[source, target])
+        """Seconds of a move; 0 to the tier in which it is."""
+        return 0.0 if source is target else self._seconds[_KINDS[source, target]]
 
     @property
     def service(self) -> float:
-        return self._of("service")
+        return self._seconds["service"]
 
     @property
     def start(self) -> float:
-        return self._of("start")
+        return self._seconds["start"]
 
     def start_timeout(self, backoffs: int) -> float | None:
         """Seconds after which a start is aborted, so that other engines may start; None if no start was measured.
@@ -61,10 +63,7 @@ class Costs:
 
     def _learn(self, kind: str, seconds: float) -> None:
         known = self._measured.get(kind, seconds)
-        self._measured[kind] = known + self._NEWEST_SHARE * (seconds - known)
-
-    def _of(self, kind: str) -> float:
-        return self._measured.get(kind, self._GUESSES[kind])
+        self._measured[kind] = self._seconds[kind] = known + self._NEWEST_SHARE * (seconds - known)
 
 
 _TIMES_AS_LONG = 4.0

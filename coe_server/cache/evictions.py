@@ -8,7 +8,7 @@ from itertools import chain
 from operator import attrgetter
 from typing import NamedTuple
 
-from coe_server.cache.tiers import Bytes, Holding, Standing, Tier
+from coe_server.cache.tiers import Bytes, Holding, Standing, Tier, idle_tier
 from coe_server.engines.engine import Footprint, Seat
 
 
@@ -158,15 +158,11 @@ class _WayDown:
     device_gain: Callable[[Footprint], int]  # most bytes that it can free on a card
 
 
-def _rests_in(holding: Holding) -> Tier:
-    return Tier.HOST if holding.footprint.can_sleep else Tier.DISK
-
-
 _AWAKE, _ASLEEP, _IN_HOST = attrgetter("device_awake"), attrgetter("device_asleep"), attrgetter("host")
 
 # cheapest first: loaded experts sleep (or stop if they cannot), then sleepers stop, then any loaded expert stops
 _WAYS_DOWN = (
-    _WayDown(Tier.DEVICE, _rests_in, _AWAKE),
+    _WayDown(Tier.DEVICE, lambda one: idle_tier(one.footprint), _AWAKE),
     _WayDown(Tier.HOST, lambda _: Tier.DISK, _ASLEEP),
     _WayDown(Tier.DEVICE, lambda _: Tier.DISK, _AWAKE),
 )

@@ -21,8 +21,7 @@ from coe_server.cache.overview import Overview
 from coe_server.cache.policy import OURS, Limits, Policy, on_cards
 from coe_server.cache.prefetch import Guess, Guesses
 from coe_server.cache.queue import Lease, Owner, Priority, WaitedFor
-from coe_server.cache.slot import Expert, Slot
-from coe_server.cache.slots import Slots, new_slot, place_pinned
+from coe_server.cache.slot import Expert, Slot, Slots, new_slot, place_pinned
 from coe_server.cache.status import ExpertStatus
 from coe_server.cache.tiers import Bytes, Ledger, Tier
 from coe_server.cache.turnover import Roster

@@ -137,14 +137,13 @@ class Moves:
         if move.target is not Tier.DEVICE:
             return
         goal = bytes_in(slot.engine.footprint, Tier.DEVICE, move.seat)
-        while not self._ledger.room_for(slot.name, goal):
+        while not self._ledger.reserve(slot.name, goal):
             if not any(other is not slot and _frees_memory(other) for other in self._slots.values()):
                 reason = f"the memory planned for expert '{slot.name}' did not become free"
                 self._failures.count(slot, reason, hopeless=False)
                 raise PlanIsStale(reason)
             self._freed.clear()
             await self._freed.wait()
-        self._ledger.reserve(slot.name, goal)
 
     async def put_on_disk(self, slot: Slot, at_once: bool = False) -> None:
         """Stop the engine in any state, without a grace period if `at_once`; afterwards it holds no memory."""

@@ -10,7 +10,7 @@ from coe_server.cache.overview import Overview
 from coe_server.cache.policy import Limits, Policy
 from coe_server.cache.scheduler import turns
 from coe_server.cache.slot import Slot, seconds_left, shares_the_device
-from coe_server.cache.tiers import Ledger, Tier
+from coe_server.cache.tiers import Ledger, Tier, idle_tier
 from coe_server.cache.wait_times import Expected, Forecast, makes_room, passed
 
 
@@ -133,7 +133,7 @@ class Outlooks(Mapping[str, Outlook]):
 def _can_leave_in(slot: Slot, now: float) -> float:
     """Seconds until an expert that is loaded, or being loaded, can have left the device."""
     goes_on = slot.leases + (slot.gate if slot.draining else slot.waiters.leases)
-    down, service = slot.costs.move(Tier.DEVICE, slot.idle_tier), slot.costs.service
+    down, service = slot.costs.move(Tier.DEVICE, idle_tier(slot.engine.footprint)), slot.costs.service
     last = makes_room(slot.let_in, slot.places, goes_on - 1) if goes_on else None
     left = ceil(goes_on / slot.places) * service - passed(last, service, now)
     return seconds_left(slot, now) + left + down

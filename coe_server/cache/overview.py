@@ -9,8 +9,8 @@ from math import ceil
 from coe_server.cache.policy import Policy
 from coe_server.cache.prefetch import Prospect
 from coe_server.cache.scheduler import Queue
-from coe_server.cache.slot import Slot
-from coe_server.cache.tiers import Holding, Standing, Tier
+from coe_server.cache.slot import Slot, residency_of
+from coe_server.cache.tiers import Holding, Standing, Tier, idle_tier
 from coe_server.cache.wait_times import Ahead, Expected, makes_room
 from coe_server.engines.engine import Seat
 
@@ -26,7 +26,7 @@ class Groups:
     starting: dict[str, Slot] = field(default_factory=dict)  # from disk, or on other cards
     failed: dict[str, Slot] = field(default_factory=dict)
     below_pin: dict[str, Slot] = field(default_factory=dict)
-    in_turn: dict[str, Slot] = field(default_factory=dict)  # their requests wait for a turn
+    in_turn: dict[str, Slot] = field(default_factory=dict)  # their requests wait for a load, or for the end of a drain
     in_turn_off_disk: dict[str, Slot] = field(default_factory=dict)  # of those, the ones that need no start
     _states: dict[str, tuple[object, ...]] = field(default_factory=dict, init=False)  # of each, when it was sorted in
 
@@ -49,7 +49,8 @@ class Groups:
             if state == self._states.get(name):
                 continue
             self._states[name] = state
-            settled, in_turn = slot.settled, waits and slot.waits_for_a_turn
+            settled, may_move = slot.settled, slot.moving is None and not slot.restarting
+            in_turn = waits and may_move and (slot.tier is not Tier.DEVICE or slot.draining)
             for group, belongs in (
                 (self.settled, settled),
                 (self.waiting, waits),
@@ -196,7 +197,7 @@ def holding_of(slot: Slot, policy: Policy) -> Holding:
 
 
 def _prospect(slot: Slot, policy: Policy) -> Prospect:
-    idle = slot.idle_tier
+    idle = idle_tier(slot.engine.footprint)
     up = slot.costs.move(idle if slot.tier is Tier.DEVICE else slot.tier, Tier.DEVICE)
     down = slot.costs.move(Tier.DEVICE, idle)
     return Prospect(holding_of(slot, policy), up, down, may_come=slot.pushed_out)
@@ -206,17 +207,19 @@ def _queue(slot: Slot) -> Queue:
     """The scheduler's view of the requests that wait for it."""
     restart_seconds = slot.costs.move(Tier.DISK, Tier.DEVICE) if slot.tier is Tier.HOST else 0.0
     weight = slot.waiters.weight / len(slot.waiters)
-    return Queue(slot.name, tuple(slot.waiters.arrivals), slot.switch_seconds(), weight, restart_seconds)
+    switch_seconds = slot.costs.move(slot.tier, Tier.DEVICE)
+    return Queue(slot.name, tuple(slot.waiters.arrivals), switch_seconds, weight, restart_seconds)
 
 
 def _expected(slot: Slot) -> Expected:
     """The view of a request that arrives now."""
-    rests, settled, service, waiting = slot.idle_tier, slot.settled, slot.costs.service, slot.waiters.leases
+    rests, settled = idle_tier(slot.engine.footprint), slot.settled
+    service, waiting = slot.costs.service, slot.waiters.leases
     up_from = rests if slot.tier is Tier.DEVICE else slot.tier
     ahead = waiting + (slot.leases if settled else 0)
     must_end = ahead >= slot.places and not slot.draining
     return Expected(
-        slot.residency,
+        residency_of(slot),
         slot.failure.reason if slot.failure else None,
         slot.expert.remote or (settled and not slot.draining),
         slot.moving is not None and slot.moving.target is Tier.DEVICE,
@@ -228,7 +231,7 @@ def _expected(slot: Slot) -> Expected:
         Ahead(
             slot.name,
             slot.tier is Tier.DISK,
-            slot.switch_seconds(),
+            slot.costs.move(slot.tier, Tier.DEVICE),
             ceil(waiting / slot.places) * service + slot.costs.move(Tier.DEVICE, rests),
         ),
     )

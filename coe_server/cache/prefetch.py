@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from coe_server.cache.evictions import Move
 from coe_server.cache.planner import Plan
-from coe_server.cache.tiers import Bytes, Holding, Tier, bytes_in
+from coe_server.cache.tiers import Bytes, Holding, Tier, bytes_in, idle_tier
 from coe_server.engines.engine import Seat
 
 LEAST_CHANCE = 0.005  # of those off the device; less likely experts are ignored
@@ -87,7 +87,7 @@ class Prospect:
 
     @property
     def rest(self) -> Tier:
-        return Tier.HOST if self.holding.footprint.can_sleep else Tier.DISK
+        return idle_tier(self.holding.footprint)
 
     @property
     def may_leave(self) -> bool:

@@ -85,7 +85,10 @@ class WaitingLine:
 
     def first(self, arrived_by: float = float("inf")) -> Waiter | None:
         """The next one in order, of those that had arrived then."""
-        return next((one for one in self._waiters if one.arrived <= arrived_by), None)
+        for waiter in self._waiters:
+            if waiter.arrived <= arrived_by:
+                return waiter
+        return None
 
     def pop(self) -> Waiter:
         return self._take(0)

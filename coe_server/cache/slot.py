@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from coe_server.cache.backoff import Backoff, Failure, Restarts
 from coe_server.cache.costs import Costs
 from coe_server.cache.evictions import Move
-from coe_server.cache.queue import Waiter, WaitingLine
-from coe_server.cache.tiers import Tier
+from coe_server.cache.pins import pinned, seated
+from coe_server.cache.policy import Limits
+from coe_server.cache.queue import WaitingLine
+from coe_server.cache.tiers import Bytes, Holding, Tier
 from coe_server.engines.engine import Engine, Seat
+from coe_server.errors import UnknownModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +70,10 @@ class Slot:
     Its methods note each change in `changes` for the overview; fields that are set directly appear in no view.
     """
 
+    name: str
     waiters: WaitingLine
     expert: Expert
+    engine: Engine
     pin: Tier
     costs: Costs
     changes: dict[str, None]  # names of the slots that have changed, in order
@@ -96,11 +103,6 @@ class Slot:
     renewed_at: float = 0.0  # when the successor was named: requests that waited then get the present engine
     leaves: bool = False  # a reload has removed it: it finishes what it has
     last_move: MoveRecord | None = None
-    name: str = field(init=False)
-    engine: Engine = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.name, self.engine = self.expert.name, self.expert.engine
 
     @property
     def settled(self) -> bool:
@@ -118,43 +120,14 @@ class Slot:
         return bool(self.waiters) and self.waiters.arrivals[0] <= self.renewed_at
 
     @property
-    def next_waiter(self) -> Waiter | None:
-        """The next request to admit. While it has a successor, none that came later than that was named."""
-        return self.waiters.first() if self.successor is None else self.waiters.first(self.renewed_at)
-
-    @property
-    def is_done(self) -> bool:
-        """True if its present engine has nothing left to do before its successor comes, or before it leaves."""
-        if self.leases or self.moving is not None:
-            return False
-        if self.leaves:
-            return not self.waiters
-        return self.successor is not None and (self.tier is Tier.DISK or not self.owes)
-
-    @property
     def busy(self) -> bool:
-        return self.leases > 0 or self.moving is not None or (self._gate_is_open and bool(self.waiters))
+        return self.leases > 0 or self.moving is not None or (bool(self.waiters) and self._gate_is_open)
 
     @property
     def _gate_is_open(self) -> bool:
         """True if the next request belongs to this turn: only leases waited for when the turn began do."""
         first = self.waiters.first()
         return self.gate >= (1 if first is None else first.leases)
-
-    @property
-    def waits_for_a_turn(self) -> bool:
-        """True if requests wait for its load or, if it drains, for its return."""
-        may_move = self.moving is None and not self.restarting
-        return bool(self.waiters) and may_move and (self.tier is not Tier.DEVICE or self.draining)
-
-    @property
-    def residency(self) -> str:
-        return "remote" if self.expert.remote else self.tier.value
-
-    @property
-    def idle_tier(self) -> Tier:
-        """The tier to which it moves when it is evicted and host memory is sufficient."""
-        return Tier.HOST if self.engine.footprint.can_sleep else Tier.DISK
 
     @property
     def leases(self) -> int:
@@ -167,15 +140,6 @@ class Slot:
             setattr(self, name, value)
         self.changes[self.name] = None
 
-    def use(self, now: float, leases: int = 1) -> None:
-        """Count one more use."""
-        self.change(let_in=(*self.let_in, *(now,) * leases), uses=self.uses + 1)
-
-    def end_use(self, let_in: float, leases: int = 1) -> None:
-        """Remove a lease that was granted at that moment."""
-        at = self.let_in.index(let_in)
-        self.change(let_in=self.let_in[:at] + self.let_in[at + leases :])
-
     def move_to(self, target: Tier) -> Move:
         """The move from its tier to `target`, on its present cards."""
         return Move(self.name, self.tier, target, self.seat)
@@ -184,10 +148,6 @@ class Slot:
         """True if its process is on that card, or will be after its move."""
         going_there = self.moving is not None and card in self.moving.seat
         return going_there or (self.tier is not Tier.DISK and card in self.seat)
-
-    def switch_seconds(self) -> float:
-        """Measured seconds of its move to the device; 0 if it is there."""
-        return 0.0 if self.tier is Tier.DEVICE else self.costs.move(self.tier, Tier.DEVICE)
 
     def depart(self, move: Move) -> None:
         """Begin a move: admit no request until `halt`."""
@@ -224,10 +184,69 @@ class Slot:
         self.change(tier=Tier.DISK, let_in=(), gate=0, draining=False, restarting=False)
 
 
+class Slots(dict[str, Slot]):
+    """Every expert's slot by its name, in the order of the configuration.
+
+    `bases`: further names, of experts that share another's engine (presets, adapters), each with the name of that one.
+    They find its slot; iteration meets each slot once. `former`: names that were removed, each with its last slot, for
+    requests that chose it before.
+    """
+
+    def __init__(self, slots: Iterable[tuple[str, Slot]] = (), bases: Mapping[str, str] = MappingProxyType({})) -> None:
+        super().__init__(slots)
+        self.bases = bases
+        self.former: dict[str, Slot] = {}
+
+    def __missing__(self, name: str) -> Slot:
+        if (base := self.bases.get(name)) is not None:
+            return self[base]
+        if (last := self.former.get(name)) is not None:
+            return last
+        raise self.unknown(name)
+
+    def present(self, name: str) -> Slot:
+        """The slot of an expert that is there, perhaps on its way out. Raises UnknownModel."""
+        slot = self[name]
+        if self.get(slot.name) is not slot:
+            raise self.unknown(name)
+        return slot
+
+    def unknown(self, name: str) -> UnknownModel:
+        known = (*(slot.name for slot in self.values() if not slot.leaves), *self.bases)
+        return UnknownModel(f"unknown expert '{name}'; known: {', '.join(known)}", "model")
+
+    def measured_costs(self) -> dict[str, dict[str, float]]:
+        """Expert -> kind of cost -> measured seconds, in the form of `Expert.costs`."""
+        return {slot.name: slot.costs.measured for slot in self.values()}
+
+    def put_in_order(self, names: Iterable[str]) -> None:
+        """Let iteration follow these names; other slots come after them."""
+        for name in (*names, *(other for other in self if other not in set(names))):
+            if (slot := self.pop(name, None)) is not None:
+                self[name] = slot
+
+
+def new_slot(expert: Expert, limits: Limits, changes: dict[str, None]) -> Slot:
+    """An expert's first slot: on disk or, if remote, always available."""
+    waiters = WaitingLine(limits.max_wait_seconds, partial(changes.setdefault, expert.name))
+    place = Tier.DEVICE if expert.remote else Tier.DISK
+    pin = Tier.DEVICE if expert.remote else expert.pin
+    seats, places = expert.seats, expert.max_concurrency or limits.max_concurrency
+    seat = seats[0] if seats else ()
+    costs = Costs(expert.costs)
+    slot = Slot(expert.name, waiters, expert, expert.engine, pin, costs, changes, seats, seat, places, tier=place)
+    slot.change()
+    return slot
+
+
 def seconds_left(slot: Slot, now: float) -> float:
     """Seconds until it is on the device, if the move takes as long as usual."""
     begun = now if slot.moving_since is None else slot.moving_since
-    return max(0.0, slot.switch_seconds() - (now - begun))
+    return max(0.0, slot.costs.move(slot.tier, Tier.DEVICE) - (now - begun))
+
+
+def residency_of(slot: Slot) -> str:
+    return "remote" if slot.expert.remote else slot.tier.value
 
 
 def state_of(slot: Slot) -> State:
@@ -243,3 +262,20 @@ def state_of(slot: Slot) -> State:
 def shares_the_device(slot: Slot) -> bool:
     """True if another expert may take its place on the device."""
     return slot.pin is not Tier.DEVICE and not slot.expert.remote
+
+
+def at_its_pin(slot: Slot, pin: Tier, moved_from: int | None = None) -> Holding:
+    """The expert in the tier of its pin: on the cards of its process, or on any of its seats if it has none."""
+    lives = not slot.expert.remote and (slot.tier is not Tier.DISK or slot.moving is not None)
+    seat = slot.seat if slot.moving is None else slot.moving.seat
+    stays = seat if lives and moved_from not in seat else None
+    return pinned(slot.name, slot.engine.footprint, pin, slot.expert.seats, stays)
+
+
+def place_pinned(slots: Mapping[str, Slot], capacity: Bytes, moved_from: int | None = None) -> None:
+    """Assign each pinned expert one seat, so that all fit together; other experts may use any of their seats."""
+    placed = seated([at_its_pin(slot, slot.pin, moved_from) for slot in slots.values()], capacity)
+    for slot, holding in zip(slots.values(), placed, strict=True):
+        seats = slot.expert.seats if slot.pin is Tier.DISK or slot.expert.remote else holding.seats
+        if seats != slot.seats:
+            slot.change(seats=seats)

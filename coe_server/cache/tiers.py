@@ -96,6 +96,11 @@ def bytes_in(footprint: Footprint, tier: Tier, seat: Seat = (0,)) -> Bytes:
 _NOTHING = Bytes()
 
 
+def idle_tier(footprint: Footprint) -> Tier:
+    """The tier to which an expert moves when it is evicted and host memory is sufficient."""
+    return Tier.HOST if footprint.can_sleep else Tier.DISK
+
+
 class Ledger:
     """Bytes held by each expert. Reserve before a move; settle after its effect was measured.
 
@@ -115,9 +120,15 @@ class Ledger:
     def held(self, expert: str) -> Bytes:
         return self._held.get(expert, _NOTHING)
 
-    def reserve(self, expert: str, target: Bytes) -> None:
-        """Hold the larger of present bytes and `target` in each tier, for the duration of a move."""
-        self._hold(expert, self.held(expert).at_least(target))
+    def reserve(self, expert: str, target: Bytes) -> bool:
+        """Hold the larger of present bytes and `target` in each tier, for the duration of a move. False: no room."""
+        held = self.held(expert)
+        amount = held.at_least(target)
+        after = self.used - held + amount
+        if not self._may_hold(after):
+            return False
+        self.used, self._held[expert] = after, amount
+        return True
 
     def settle(self, expert: str, exact: Bytes) -> None:
         """Hold exactly `exact`, after memory was seen to be used or freed."""

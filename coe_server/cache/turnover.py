@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from coe_server.cache.pins import left_out, pinned
 from coe_server.cache.planner import Plan
 from coe_server.cache.prefetch import Guess, Guesses
-from coe_server.cache.slot import Expert, Slot
-from coe_server.cache.slots import Slots, at_its_pin, new_slot, place_pinned
+from coe_server.cache.slot import Expert, Slot, Slots, at_its_pin, new_slot, place_pinned
 from coe_server.cache.tiers import Bytes, Holding, Ledger, Tier
 from coe_server.errors import NoRoom
 
@@ -211,7 +210,7 @@ class Roster:
     def turn_over(self) -> Iterator[Plan]:
         """Replace, or let go, every expert whose turn that is. One that still has a process is stopped first."""
         for slot in tuple(self._turning.values()):
-            if not slot.is_done:
+            if not _is_done(slot):
                 continue
             if slot.tier is not Tier.DISK and not slot.expert.remote:
                 yield Plan((slot.move_to(Tier.DISK),))
@@ -251,3 +250,12 @@ class Roster:
             self._demand.add(slot.name)
         self._upkeep.add(slot)
         self._health.watch_one(slot)
+
+
+def _is_done(slot: Slot) -> bool:
+    """True if its present engine has nothing left to do before its successor comes, or before it leaves."""
+    if slot.leases or slot.moving is not None:
+        return False
+    if slot.leaves:
+        return not slot.waiters
+    return slot.successor is not None and (slot.tier is Tier.DISK or not slot.owes)

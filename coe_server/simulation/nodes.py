@@ -17,7 +17,7 @@ from typing import cast
 from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.outlooks import Outlook
 from coe_server.cache.slot import Slot, state_of
-from coe_server.cache.tiers import Tier
+from coe_server.cache.tiers import Tier, idle_tier
 from coe_server.cluster.choice import best_of_nodes, choose
 from coe_server.cluster.sent import Sent
 from coe_server.cluster.snapshot import PROTOCOL, ExpertOnNode, FootprintOnNode, NodeSnapshot, PinOnNode, TierOnNode
@@ -199,9 +199,9 @@ def _told(slot: Slot, outlook: Outlook) -> ExpertOnNode:
         room=max(0, slot.places - slot.leases) if slot.admits and not slot.waiters else 0,
         max_concurrency=slot.places,
         wait_seconds=outlook.predicted_wait_seconds,
-        switch_seconds=slot.switch_seconds(),
+        switch_seconds=costs.move(slot.tier, Tier.DEVICE),
         start_seconds=costs.start,
-        return_seconds=costs.move(slot.idle_tier, Tier.DEVICE),
+        return_seconds=costs.move(idle_tier(footprint), Tier.DEVICE),
         service_seconds=costs.service,
         pin=cast(PinOnNode, slot.pin.value),
         footprint=FootprintOnNode(footprint.device_awake, footprint.device_asleep, footprint.host, slot.expert.width),

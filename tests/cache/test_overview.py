@@ -1,6 +1,7 @@
 """What the overview remembers between looks is what a fresh one would see."""
 
 from dataclasses import fields
+from types import SimpleNamespace
 from unittest import mock
 
 from hypothesis import given
@@ -9,7 +10,10 @@ from hypothesis import strategies as st
 from coe_server.cache.conductor import Conductor
 from coe_server.cache.outlooks import Waits
 from coe_server.cache.overview import Groups, Overview
-from coe_server.cache.policy import POLICIES
+from coe_server.cache.policy import OURS, POLICIES, Limits
+from coe_server.cache.slot import Expert, new_slot
+from coe_server.cache.tiers import Tier
+from coe_server.engines.engine import Footprint
 from coe_server.simulation.simulator import simulate
 from tests.cache.machines import played
 from tests.examples import examples
@@ -57,3 +61,15 @@ def test_what_it_remembers_is_what_a_fresh_look_sees(played, policy):
     assert looks
     for remembered, seen in looks:
         assert remembered == seen
+
+
+def test_an_expert_that_restarts_has_no_turn_although_it_drained_before():
+    changes = {}
+    slot = new_slot(Expert("a", SimpleNamespace(footprint=Footprint(10, 0, 10))), Limits(), changes)
+    overview = Overview({"a": slot}, changes, OURS)
+    slot.waiters.join(0.0, "normal", None)
+    slot.change(tier=Tier.DEVICE, draining=True)
+    assert set(overview.groups.in_turn) == {"a"}
+    slot.change(restarting=True)
+    assert picture(overview, {"a": slot}) == picture(fresh({"a": slot}, OURS), {"a": slot})
+    assert overview.queues() == ()

@@ -16,13 +16,17 @@ def test_the_ledger_is_never_over_capacity_and_its_sum_is_exact(steps):
         amount = Bytes(device, host)
         wanted = held.get(name, Bytes()).at_least(amount) if reserve else amount
         others = sum((v for k, v in held.items() if k != name), Bytes())
-        act = ledger.reserve if reserve else ledger.settle
-        if (others + wanted).fits(ledger.capacity):
-            act(name, amount)
-            held[name] = wanted
+        has_room = (others + wanted).fits(ledger.capacity)
+        if reserve:
+            assert ledger.reserve(name, amount) is has_room
+        elif has_room:
+            ledger.settle(name, amount)
         else:
             with pytest.raises(AssertionError, match="over capacity"):
-                act(name, amount)
+                ledger.settle(name, amount)
+        if has_room:
+            held[name] = wanted
+        assert {one: ledger.held(one) for one in held} == held
         assert ledger.used == sum(held.values(), Bytes())
         assert ledger.free + ledger.used == ledger.capacity
 

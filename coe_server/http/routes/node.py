@@ -18,7 +18,7 @@ from fastapi.responses import StreamingResponse
 
 from coe_server.cache.slot import Slot, state_of
 from coe_server.cache.status import ExpertStatus
-from coe_server.cache.tiers import Tier
+from coe_server.cache.tiers import Tier, idle_tier
 from coe_server.cluster.snapshot import (
     PROTOCOL,
     CapabilitiesOnNode,
@@ -176,9 +176,9 @@ def _expert(slot: Slot, status: ExpertStatus, service: Service) -> ExpertOnNode:
         room=max(0, status.max_concurrency - status.leases) if slot.admits and not status.queued else 0,
         max_concurrency=status.max_concurrency,
         wait_seconds=_rounded(status.predicted_wait_seconds),
-        switch_seconds=_rounded(slot.switch_seconds()),
+        switch_seconds=_rounded(slot.costs.move(slot.tier, Tier.DEVICE)),
         start_seconds=0.0 if slot.expert.remote else _rounded(slot.costs.start),
-        return_seconds=0.0 if slot.expert.remote else _rounded(slot.costs.move(slot.idle_tier, Tier.DEVICE)),
+        return_seconds=0.0 if slot.expert.remote else _rounded(slot.costs.move(idle_tier(footprint), Tier.DEVICE)),
         service_seconds=_rounded(slot.costs.service),
         pin=_PINS[status.pin] if not slot.expert.remote else "disk",
         failure=None if status.failure is None else first_line(status.failure),
