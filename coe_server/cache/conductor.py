@@ -172,8 +172,7 @@ class Conductor:
 
     async def _something_can_have_changed(self, since: float) -> None:
         """Wait for a change or the next timer. Timers count from `since`, the start of the last pass."""
-        moments = _moments(self._overview, self._limits, self._policy, since)
-        soonest = min((moment for moment in moments if moment is not None), default=inf)
+        soonest = min(_moments(self._overview, self._limits, self._policy, since), default=inf)
         try:
             async with asyncio.timeout(None if soonest == inf else max(soonest, _SHORTEST_NAP_SECONDS) + _A_HAIR):
                 await self._changed.wait()
@@ -181,13 +180,13 @@ class Conductor:
             return
 
 
-def _moments(seen: Overview, limits: Limits, policy: Policy, now: float) -> Iterator[float | None]:
+def _moments(seen: Overview, limits: Limits, policy: Policy, now: float) -> Iterator[float]:
     """Seconds until a pass may be needed without an event."""
-    groups = seen.groups
     if queues := seen.queues():
         yield seconds_until_pressing(queues, now, limits.max_wait_seconds, policy)
         if limits.min_tenure_seconds:
             yield seconds_until_tenured(seen.standing, now, limits.min_tenure_seconds)
+    groups = seen.groups
     for slot in groups.failed.values():
         if slot.failure is not None:
             yield slot.failure.until - now

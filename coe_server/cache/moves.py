@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from coe_server.cache.evictions import Move
 from coe_server.cache.health import Failures
 from coe_server.cache.slot import MoveRecord, Slot
-from coe_server.cache.tiers import Ledger, Tier, bytes_in, mib
+from coe_server.cache.tiers import Bytes, Ledger, Tier, bytes_in, mib
 from coe_server.engines.engine import Seat
 from coe_server.errors import CardLost, EngineError, EngineStartFailed
 from coe_server.events import EventLog
@@ -65,16 +65,18 @@ class Moves:
 
         Raises EngineError, or PlanIsStale if the memory that was planned for it is not there.
         """
-        held = self._ledger.held(slot.name)
+        # memory that a dead engine held stays reserved for the next one
+        before = 0 if move.source is Tier.DISK else self._ledger.held(slot.name).device
         await self._reserve(slot, move)
         try:
             async with self._turn(slot, move):
                 slot.moving_since = began = self._clock()
-                if move.is_start and slot.tier is not Tier.DISK:
+                starts = move.is_start
+                if starts and slot.tier is not Tier.DISK:
                     await self._leave_seat(slot, move)
                 await _act(slot, move)
                 self._refuse_lost_cards(slot, move)
-                if move.is_start:
+                if starts:
                     self._take_measured(slot, move.seat)
                 elif move.target is Tier.DISK:
                     slot.end_life()
@@ -90,11 +92,11 @@ class Moves:
         except (asyncio.CancelledError, PlanIsStale):
             await asyncio.shield(self._tasks.own(self.put_on_disk(slot)))
             raise
-        slot.change(tier=move.target, since=self._clock(), seat=move.seat)
-        self._settle(slot)
-        # memory that a dead engine held stays reserved for the next one
-        before = 0 if move.source is Tier.DISK else held.device
-        _record(self._events, slot, move, seconds, abs(before - self._ledger.held(slot.name).device))
+        after = self._settle(slot, move.target, move.seat)
+        slot.costs.learn_move(move.source, move.target, seconds)
+        made = MoveRecord(slot.name, move.source, move.target, seconds, abs(before - after.device))
+        slot.change(tier=move.target, since=self._clock(), seat=move.seat, last_move=made)
+        _tell(self._events, made, move.seat)
 
     @asynccontextmanager
     async def _turn(self, slot: Slot, move: Move) -> AsyncIterator[None]:
@@ -149,11 +151,14 @@ class Moves:
         """Stop the engine in any state, without a grace period if `at_once`; afterwards it holds no memory."""
         await slot.engine.stop(at_once)
         slot.end_life()
-        self._settle(slot)
+        self._settle(slot, slot.tier, slot.seat)
 
-    def _settle(self, slot: Slot) -> None:
-        self._ledger.settle(slot.name, bytes_in(slot.engine.footprint, slot.tier, slot.seat))
+    def _settle(self, slot: Slot, tier: Tier, seat: Seat) -> Bytes:
+        """Hold exactly what it takes there. Returns that."""
+        held = bytes_in(slot.engine.footprint, tier, seat)
+        self._ledger.settle(slot.name, held)
         self._freed.set()
+        return held
 
 
 class Tasks:
@@ -181,13 +186,10 @@ class Tasks:
             logger.critical("internal error in a move", exc_info=task.exception())
 
 
-def _record(events: EventLog, slot: Slot, move: Move, seconds: float, size_bytes: int) -> None:
-    """Learn the cost of a completed move, and report it."""
-    slot.costs.learn_move(move.source, move.target, seconds)
-    slot.change(last_move=MoveRecord(slot.name, move.source, move.target, seconds, size_bytes))
-    places = {"from": move.source, "to": move.target, "cards": list(move.seat)}
-    events.record("move", expert=slot.name, **places, seconds=seconds, bytes=size_bytes)
-    logger.info("%s: %s -> %s in %.2f s", slot.name, move.source, move.target, seconds)
+def _tell(events: EventLog, made: MoveRecord, cards: Seat) -> None:
+    places = {"from": made.source, "to": made.target, "cards": list(cards)}
+    events.record("move", expert=made.expert, **places, seconds=made.seconds, bytes=made.size_bytes)
+    logger.info("%s: %s -> %s in %.2f s", made.expert, made.source, made.target, made.seconds)
 
 
 def _frees_memory(slot: Slot) -> bool:

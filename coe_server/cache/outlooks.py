@@ -59,8 +59,7 @@ class Waits:
         waiting = [self._overview.expected_of(turn.expert).turn for turn in order]
         here = [self._slots[name] for name in standing.tiers[Tier.DEVICE]]
         places = [_can_leave_in(slot, now) for slot in here if shares_the_device(slot)]
-        sizes = [slot.engine.footprint.device_awake for slot in groups.in_turn.values() or here]
-        largest = max(sizes, default=0)
+        largest = max([slot.engine.footprint.device_awake for slot in groups.in_turn.values() or here], default=0)
         free = sum(max(0, card) // max(largest, 1) for card in (self._ledger.capacity - standing.used).cards)
         places += [0.0] * min(free, len(waiting) + 1)  # more free places than turns make no difference
         starting = (seconds_left(slot, now) for slot in groups.starting.values())

@@ -133,7 +133,9 @@ class Overview:
 
         In strict order of arrival only the expert of the oldest request could.
         """
-        groups = self.groups
+        if self._changes:
+            self._look_again()
+        groups = self._groups
         if not groups.in_turn:
             return ()
         able = groups.in_turn_off_disk if groups.starting else groups.in_turn

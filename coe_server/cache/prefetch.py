@@ -36,20 +36,16 @@ class Guesses:
         self.begun: Counter[Guess] = Counter()
         self.useful: Counter[Guess] = Counter()
         self.wasted: Counter[Guess] = Counter()
-        self._open: dict[Guess, set[str]] = {guess: set() for guess in Guess}
+        self.open: dict[Guess, set[str]] = {guess: set() for guess in Guess}  # experts
 
     def begin(self, guess: Guess, expert: str) -> None:
         self.begun[guess] += 1
-        self._open[guess].add(expert)
-
-    def open(self, guess: Guess) -> tuple[str, ...]:
-        """The experts with an open prefetch of this kind."""
-        return tuple(self._open[guess])
+        self.open[guess].add(expert)
 
     def end(self, guess: Guess, expert: str, outcome: Counter[Guess]) -> None:
         """Count the outcome, `useful` or `wasted`, if such a prefetch is open."""
-        if expert in self._open[guess]:
-            self._open[guess].discard(expert)
+        if expert in self.open[guess]:
+            self.open[guess].discard(expert)
             outcome[guess] += 1
 
 

@@ -253,8 +253,8 @@ def turns(
 
 def seconds_until_pressing(
     queues: Iterable[Queue], now: float, max_wait_seconds: float, policy: Policy = OURS
-) -> float | None:
-    """Seconds until the next queue becomes pressing or overdue if nothing else happens; None if none will."""
+) -> float:
+    """Seconds until the next queue becomes pressing or overdue if nothing else happens; infinite if none will."""
     pending: list[float] = []
     for queue in queues:
         until_overdue = max_wait_seconds - (now - queue.arrivals[0]) if policy.bounded else None
@@ -264,15 +264,15 @@ def seconds_until_pressing(
             pending.append(until_overdue + queue.start_seconds)
         if policy.weighs_waiting and policy.drains_for_waiting and (until_overdue is None or until_overdue > 0):
             pending.append((queue.switch_seconds - queue.waited(now)) / (queue.weight * len(queue.arrivals)))
-    return min((seconds for seconds in pending if seconds > 0), default=None)
+    return min((seconds for seconds in pending if seconds > 0), default=inf)
 
 
-def seconds_until_tenured(standing: Standing, now: float, min_tenure_seconds: float) -> float | None:
-    """Seconds until the next loaded expert with waiting requests may be evicted again; None if all may be."""
+def seconds_until_tenured(standing: Standing, now: float, min_tenure_seconds: float) -> float:
+    """Seconds until the next loaded expert with waiting requests may be evicted again; infinite if all may be."""
     left = (
         holding.since + min_tenure_seconds - now for holding in standing.tiers[Tier.DEVICE].values() if holding.wanted
     )
-    return min((seconds for seconds in left if seconds > 0), default=None)
+    return min((seconds for seconds in left if seconds > 0), default=inf)
 
 
 def _anyone_waits_for(victims: Iterable[str], standing: Standing) -> bool:

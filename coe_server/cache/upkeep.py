@@ -138,12 +138,12 @@ class Prefetching:
 
     def note_load(self) -> None:
         """Note that an expert is loaded now: idle ones that were evicted for that were so to good purpose."""
-        for name in self._guesses.open(Guess.ROOM):
+        for name in tuple(self._guesses.open[Guess.ROOM]):
             self._guesses.end(Guess.ROOM, name, self._guesses.useful)
 
     def count_wasted(self) -> None:
         """Count each expert that was loaded and evicted without a request."""
-        for name in self._guesses.open(Guess.DEVICE):
+        for name in tuple(self._guesses.open[Guess.DEVICE]):
             if self._slots[name].moving is None and self._slots[name].tier is not Tier.DEVICE:
                 self._guesses.end(Guess.DEVICE, name, self._guesses.wasted)
 

@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from math import inf
 
 import pytest
 from hypothesis import given
@@ -66,7 +67,7 @@ def test_at_the_moment_foretold_and_not_before_a_queue_becomes_pressing_or_overd
         }
 
     seconds = seconds_until_pressing(queues, now, max_wait)
-    if seconds is None:
+    if seconds == inf:
         assert all(pressing and overdue and may_restart for _, pressing, overdue, may_restart in states(now))
     else:
         assert states(now + seconds + 1e-6) != states(now)
