@@ -104,10 +104,9 @@ class Conductor:
         self._follow_orders()
         for slot in tuple(self._overview.groups.at_hand.values()):
             self._admit(slot)
+        self._prefetching.give_way()
         if self._overview.groups.calm:
             self._keep_up()
-        self._prefetching.give_way()
-        self._prefetch()
         for slot in tuple(self._overview.groups.settled.values()):
             if (ends := _idle_until(slot)) is not None and self._clock() >= ends:
                 self.begin(Plan((slot.move_to(idle_tier(slot.engine.footprint)),)))
@@ -125,7 +124,7 @@ class Conductor:
             self._to_restart.discard(slot.name)
 
     def _keep_up(self) -> None:
-        """Load the experts to preload, then those below their pin, one at a time."""
+        """Load the experts to preload, then those below their pin, then likely ones: one plan at a time."""
         way = self._upkeep.preload()
         if way is None:
             if not self.ready.is_set():
@@ -135,6 +134,9 @@ class Conductor:
             way = self._upkeep.return_to_pin()
         if way is not None:
             self.begin(way)
+        elif self._limits.prefetch and (way := self._prefetching.plan(self._clock())) is not None:
+            self.begin(way)
+            self._prefetching.note(way)
 
     def _follow_orders(self) -> None:
         seen = self._overview
@@ -162,13 +164,6 @@ class Conductor:
             self._slots[expert].waiters.refuse_all(sentence)
         for ready in orders.plans:
             self.begin(ready)
-
-    def _prefetch(self) -> None:
-        if not (self.ready.is_set() and self._limits.prefetch and self._overview.groups.calm):
-            return
-        if (way := self._prefetching.plan(self._clock())) is not None:
-            self.begin(way)
-            self._prefetching.note(way)
 
     async def _something_can_have_changed(self, since: float) -> None:
         """Wait for a change or the next timer. Timers count from `since`, the start of the last pass."""

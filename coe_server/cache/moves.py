@@ -125,7 +125,7 @@ class Moves:
         """Replace the reserved estimate by the measured footprint of the started engine."""
         slot.up.set()
         measured = bytes_in(slot.engine.footprint, Tier.DEVICE, seat)
-        if not self._ledger.room_for(slot.name, measured):
+        if not self._ledger.reserve(slot.name, measured):
             device = f"{mib(slot.engine.footprint.device_awake)} of device"
             reason = f"expert '{slot.name}' needs {device} and {mib(measured.host)}"
             self._failures.count(slot, f"{reason} of host memory, more than was free", hopeless=False)

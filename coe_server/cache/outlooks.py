@@ -9,8 +9,9 @@ from typing import NamedTuple
 from coe_server.cache.overview import Overview
 from coe_server.cache.policy import Limits, Policy
 from coe_server.cache.scheduler import turns
-from coe_server.cache.slot import Slot, seconds_left, shares_the_device
+from coe_server.cache.slot import Slot, seconds_left
 from coe_server.cache.tiers import Ledger, Tier, idle_tier
+from coe_server.cache.wait_bound import shares_the_device
 from coe_server.cache.wait_times import Expected, Forecast, makes_room, passed
 
 

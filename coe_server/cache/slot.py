@@ -259,11 +259,6 @@ def state_of(slot: Slot) -> State:
     return State(slot.tier.value)
 
 
-def shares_the_device(slot: Slot) -> bool:
-    """True if another expert may take its place on the device."""
-    return slot.pin is not Tier.DEVICE and not slot.expert.remote
-
-
 def at_its_pin(slot: Slot, pin: Tier, moved_from: int | None = None) -> Holding:
     """The expert in the tier of its pin: on the cards of its process, or on any of its seats if it has none."""
     lives = not slot.expert.remote and (slot.tier is not Tier.DISK or slot.moving is not None)

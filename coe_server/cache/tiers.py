@@ -132,24 +132,17 @@ class Ledger:
 
     def settle(self, expert: str, exact: Bytes) -> None:
         """Hold exactly `exact`, after memory was seen to be used or freed."""
-        self._hold(expert, exact)
-
-    def room_for(self, expert: str, target: Bytes) -> bool:
-        held = self.held(expert)
-        return self._may_hold(self.used - held + held.at_least(target))
+        after = self.used - self.held(expert) + exact
+        assert self._may_hold(after), f"ledger over capacity: {expert} -> {exact}, {after} of {self.capacity}"
+        self.used = after
+        if exact == _NOTHING:
+            self._held.pop(expert, None)
+        else:
+            self._held[expert] = exact
 
     def lose(self, card: int) -> None:
         """Set the capacity of that card to 0."""
         self.capacity = self.capacity.without(card)
-
-    def _hold(self, expert: str, amount: Bytes) -> None:
-        after = self.used - self.held(expert) + amount
-        assert self._may_hold(after), f"ledger over capacity: {expert} -> {amount}, {after} of {self.capacity}"
-        self.used = after
-        if amount == _NOTHING:
-            self._held.pop(expert, None)
-        else:
-            self._held[expert] = amount
 
     def _may_hold(self, after: Bytes) -> bool:
         """True if the total is within capacity; on a lost card it must not grow."""

@@ -220,17 +220,13 @@ class Roster:
             del self._turning[slot.name]
             if slot.leaves:
                 self._let_go(slot)
-            else:
-                self._renew(slot)
-
-    def _renew(self, slot: Slot) -> None:
-        assert slot.successor is not None, "an expert that changes has a successor"
-        expert = slot.successor
-        slot.become(expert, expert.max_concurrency or self._limits.max_concurrency)
-        place_pinned(self._slots, self._ledger.capacity)
-        self._start_to_count(slot)
-        self._events.record("expert", expert=slot.name, change="changed")
-        logger.info("%s: has its new settings", slot.name)
+                continue
+            assert slot.successor is not None, "an expert that changes has a successor"
+            slot.become(slot.successor, slot.successor.max_concurrency or self._limits.max_concurrency)
+            place_pinned(self._slots, self._ledger.capacity)
+            self._start_to_count(slot)
+            self._events.record("expert", expert=slot.name, change="changed")
+            logger.info("%s: has its new settings", slot.name)
 
     def _let_go(self, slot: Slot) -> None:
         name = slot.name

@@ -30,32 +30,27 @@ class WaitBounds:
         """Note that a request takes this many leases."""
         self._widest = max(self._widest, leases)
 
-    def seconds(self) -> float:
-        """Upper bound on the wait, with the costs and fan-outs seen so far, in seconds."""
-        return self._over_all(self._limits, self._widest)
+    def seconds(self, limits: Limits | None = None, widest: int | None = None) -> float:
+        """Upper bound on the wait, with the costs seen so far, in seconds.
+
+        `limits`: default the server's; `widest`: the most leases of one request, default the most so far.
+        """
+        limits, widest = limits or self._limits, self._widest if widest is None else widest
+        return max(group.bound_seconds(limits, widest) for group in (*self.groups, *self.alone) or (Group(),))
 
     def by_expert(self) -> dict[str, float]:
         """The same for each local expert: that of its group."""
-        bounds = {name: self.of(group) for group in (*self.alone, *self.groups) for name in group.experts}
+        bounds = {
+            name: group.bound_seconds(self._limits, self._widest)
+            for group in (*self.groups, *self.alone)
+            for name in group.experts
+        }
         return {name: bound for name, bound in bounds.items() if not self._slots[name].expert.remote}
-
-    def of(self, group: Group, limits: Limits | None = None, widest: int | None = None) -> float:
-        """The longest wait for an expert of this group.
-
-        The expert with the fewest leases at a time has the longest turn. `limits`: default the server's; `widest`:
-        the most leases of one request, default the most so far.
-        """
-        limits = replace(limits or self._limits, max_concurrency=self.places_of(group))
-        return group.bound_seconds(limits, self._widest if widest is None else widest)
-
-    def widest_seconds(self) -> float:
-        """The same if a request asks for the maximum number of answers."""
-        return self._over_all(self._limits, self._limits.max_fan_out)
 
     def usual_seconds(self) -> float:
         """The bound if every answer takes as long as measured (an estimate before): the wait behind full queues."""
         seconds = min(self.usual_answer_seconds, self._limits.max_generation_seconds)
-        return self._over_all(replace(self._limits, max_generation_seconds=seconds), self._widest)
+        return self.seconds(replace(self._limits, max_generation_seconds=seconds))
 
     @property
     def usual_answer_seconds(self) -> float:
@@ -66,42 +61,38 @@ class WaitBounds:
     def groups(self) -> tuple[Group, ...]:
         """Groups of experts that may evict one another, with the costs measured so far; longest wait first."""
         host_left = self._ledger.capacity.host - sum(slot.engine.footprint.host for slot in self._slots.values())
-        found = groups_of([_sharer(slot) for slot in self._sharers], host_left)
-        return tuple(sorted(found, key=lambda group: -self.of(group, widest=1)))
-
-    @property
-    def are_measured(self) -> bool:
-        """True if every move in the bound was measured."""
-        return all("start" in slot.costs.measured for slot in self._sharers)
-
-    @property
-    def _sharers(self) -> list[Slot]:
-        return [slot for slot in self._slots.values() if slot.pin is not Tier.DEVICE and not slot.expert.remote]
+        found = groups_of([_sharer(slot) for slot in self._slots.values() if shares_the_device(slot)], host_left)
+        return tuple(sorted(found, key=lambda group: -group.bound_seconds(self._limits)))
 
     @property
     def alone(self) -> tuple[Group, ...]:
         """Each expert that is never evicted for another one, pinned or remote: its requests wait for its own turn."""
-        shared = {slot.name for slot in self._sharers}
-        return tuple(Group((name,)) for name in self._slots if name not in shared)
+        return tuple(
+            Group((slot.name,), places=slot.places) for slot in self._slots.values() if not shares_the_device(slot)
+        )
 
     @property
     def longest(self) -> Group:
         """The experts whose requests may wait longest."""
-        return max((*self.groups, *self.alone), key=lambda group: self.of(group, widest=1), default=Group())
+        every = (*self.groups, *self.alone)
+        return max(every, key=lambda group: group.bound_seconds(self._limits), default=Group())
 
-    def places_of(self, group: Group) -> int:
-        """Leases at a time of its expert with the longest turn: fewer of them never make a turn shorter."""
-        return min((self._slots[name].places for name in group.experts), default=self._limits.max_concurrency)
+    @property
+    def are_measured(self) -> bool:
+        """True if every move in the bound was measured."""
+        return all("start" in slot.costs.measured for slot in self._slots.values() if shares_the_device(slot))
 
-    def _over_all(self, limits: Limits, widest: int) -> float:
-        return max(self.of(group, limits, widest) for group in (*self.groups, *self.alone) or (Group(),))
+
+def shares_the_device(slot: Slot) -> bool:
+    """True if another expert may take its place on the device."""
+    return slot.pin is not Tier.DEVICE and not slot.expert.remote
 
 
 def _sharer(slot: Slot) -> Sharer:
     """The sharer of a slot. With several seats it may stop first and start on another seat."""
     up, down = slowest_way_up(slot.costs), slowest_way_down(slot.costs)
     stop = down if len(slot.expert.seats) > 1 else 0.0
-    return Sharer(slot.engine.footprint, up + stop, down, slot.expert.width, slot.name, slot.seats)
+    return Sharer(slot.engine.footprint, up + stop, down, slot.expert.width, slot.name, slot.seats, slot.places)
 
 
 class Sharer(NamedTuple):
@@ -113,6 +104,7 @@ class Sharer(NamedTuple):
     width: int = 1  # cards
     name: str = ""
     seats: tuple[Seat, ...] = ((0,),)
+    places: int | None = None  # leases at a time; None: `Limits.max_concurrency`
 
 
 class Group(NamedTuple):
@@ -122,9 +114,15 @@ class Group(NamedTuple):
     switch_seconds: float = 0.0  # the slowest
     start_elsewhere_seconds: float = 0.0  # the slowest start on cards beside that of a turn; 0 where there are none
     starts_ahead_seconds: float = 0.0  # of all experts that share no card with these: each may start before them once
+    places: int | None = None  # the fewest leases at a time; None: `Limits.max_concurrency`
+
+    def limits(self, of_all: Limits) -> Limits:
+        """Those of its expert with the longest turn: fewer leases at a time never make a turn shorter."""
+        return of_all if self.places is None else replace(of_all, max_concurrency=self.places)
 
     def bound_seconds(self, limits: Limits, widest: int = 1) -> float:
-        """Upper bound on the wait for one of them."""
+        """Upper bound on the wait for one of them. `limits`: of all experts."""
+        limits = self.limits(limits)
         switch_seconds = self.switch_seconds + self.start_elsewhere_seconds
         return wait_bound_seconds(limits, len(self.experts), switch_seconds, widest) + self.starts_ahead_seconds
 
@@ -159,6 +157,7 @@ def groups_of(sharers: Sequence[Sharer], host_left_bytes: int) -> tuple[Group, .
             slowest_switch_seconds(part, host_left_bytes),
             starts_elsewhere,
             sum(one.up_seconds for one in sharers if one not in part),
+            min((one.places for one in part if one.places is not None), default=None),
         )
         for part in parts
         if part

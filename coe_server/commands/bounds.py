@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.wait_bound import turn_seconds, turns_ahead
@@ -25,7 +24,7 @@ def wait_bound(cache: ExpertCache) -> str:
 def _at_a_time(cache: ExpertCache) -> str:
     """The number of concurrent requests, and the expert that sets it if it has its own `max_concurrency`."""
     group = cache.bounds.longest
-    fewest = cache.bounds.places_of(group)
+    fewest = group.limits(cache.limits).max_concurrency
     own = next((name for name in group.experts if cache.slots[name].places == fewest), "")
     whose = f" (experts.{own}.max_concurrency)" if fewest != cache.limits.max_concurrency else ""
     return f"{fewest} at a time{whose}"
@@ -33,7 +32,7 @@ def _at_a_time(cache: ExpertCache) -> str:
 
 def _with_fan_out(cache: ExpertCache) -> str:
     """A sentence, if requests for several answers can make the bound longer; else empty."""
-    widest = cache.bounds.widest_seconds()
+    widest = cache.bounds.seconds(widest=cache.limits.max_fan_out)
     if widest == cache.bounds.seconds():
         return ""
     return (
@@ -44,7 +43,7 @@ def _with_fan_out(cache: ExpertCache) -> str:
 
 def _turns(cache: ExpertCache) -> str:
     bounds, group = cache.bounds, cache.bounds.longest
-    turn = f"a turn of {turn_seconds(replace(cache.limits, max_concurrency=bounds.places_of(group))):,.0f} s"
+    turn = f"a turn of {turn_seconds(group.limits(cache.limits)):,.0f} s"
     if not bounds.groups:
         return f"{turn}, since no experts share the device"
     if group in bounds.alone:
@@ -65,5 +64,5 @@ def bounds_of_groups(cache: ExpertCache) -> Iterator[str]:
     """A sentence for each group of experts that shares no card with the others; none where there is one group."""
     groups = cache.bounds.groups
     for group in groups if len(groups) > 1 else ():
-        bound = cache.bounds.of(group, widest=1)
+        bound = group.bound_seconds(cache.limits)
         yield f"At most {bound:,.0f} s for {', '.join(group.experts)}, which share no card with the others."

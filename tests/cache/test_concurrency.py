@@ -76,7 +76,7 @@ def test_a_pinned_expert_with_few_leases_counts_in_the_bound_of_the_server():
     bounds = ExpertCache([*free, pinned], memory.capacity, limits).bounds
     assert bounds.longest.experts == ("narrow",)
     assert bounds.seconds() == limits.max_wait_seconds + 60 * limits.max_generation_seconds
-    assert bounds.seconds() > bounds.of(bounds.groups[0])
+    assert bounds.seconds() > bounds.groups[0].bound_seconds(limits)
 
 
 @st.composite

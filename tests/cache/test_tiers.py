@@ -33,9 +33,9 @@ def test_the_ledger_is_never_over_capacity_and_its_sum_is_exact(steps):
 
 def test_room_is_judged_without_counting_an_expert_twice():
     ledger = Ledger(Bytes(10, 10))
-    ledger.reserve("a", Bytes(6, 6))
-    assert ledger.room_for("a", Bytes(10, 10))
-    assert not ledger.room_for("b", Bytes(5, 0))
+    assert ledger.reserve("a", Bytes(6, 6))
+    assert not ledger.reserve("b", Bytes(5, 0))
+    assert ledger.reserve("a", Bytes(10, 10))
 
 
 def test_sleeping_frees_the_device_but_no_host_memory():
