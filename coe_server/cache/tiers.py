@@ -134,11 +134,7 @@ class Ledger:
         """Hold exactly `exact`, after memory was seen to be used or freed."""
         after = self.used - self.held(expert) + exact
         assert self._may_hold(after), f"ledger over capacity: {expert} -> {exact}, {after} of {self.capacity}"
-        self.used = after
-        if exact == _NOTHING:
-            self._held.pop(expert, None)
-        else:
-            self._held[expert] = exact
+        self.used, self._held[expert] = after, exact
 
     def lose(self, card: int) -> None:
         """Set the capacity of that card to 0."""
