@@ -16,7 +16,8 @@ from coe_server.build.experts import (
     require_vllm,
     surroundings_of,
 )
-from coe_server.build.service import build_capabilities, build_presets
+from coe_server.build.router import build_capabilities
+from coe_server.build.service import build_presets
 from coe_server.cache.costs import read_costs
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes, Tier

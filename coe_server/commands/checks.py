@@ -17,7 +17,9 @@ from coe_server.build.experts import (
     seats_here,
     surroundings_of,
 )
-from coe_server.build.service import build_guard, build_router, build_serving, require_tracing
+from coe_server.build.guard import build_guard
+from coe_server.build.router import build_router
+from coe_server.build.service import build_serving, require_tracing
 from coe_server.cache.costs import read_costs
 from coe_server.cache.placement import Demand
 from coe_server.cache.seats import Card, candidate_seats
