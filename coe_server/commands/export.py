@@ -11,7 +11,7 @@ from rich.console import Console
 from coe_server.build.service import journal_file
 from coe_server.commands.terminal import ConfigPath, mistakes_as_sentences
 from coe_server.config.schema import load_config
-from coe_server.journal.store import export as export_journal
+from coe_server.journal.export import export as export_journal
 from coe_server.system.files import require_writable_folder
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from coe_server.http.serving import Comparing
 from coe_server.journal.entries import Retention
+from coe_server.journal.export import export
 from coe_server.journal.journal import Journal
-from coe_server.journal.store import export
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.evidence import RATINGS_PER_STEP
 from coe_server.routing.router import Router

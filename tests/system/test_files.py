@@ -10,7 +10,8 @@ from coe_server.cache.costs import read_costs, write_costs
 from coe_server.engines.log_file import fresh_log, open_log, previous_log
 from coe_server.errors import CoeError, ConfigError
 from coe_server.journal.entries import Entry
-from coe_server.journal.store import Store, export
+from coe_server.journal.export import export
+from coe_server.journal.store import Store
 from coe_server.keys import read_keys, write_keys
 from coe_server.system.files import private_folder, replacing
 from coe_server.system.process import LOCK_FILE, state_lock
