@@ -28,7 +28,7 @@ from coe_server.engines.adapter import Adapter
 from coe_server.engines.engine import Engine, TellsLength
 from coe_server.engines.settings import ExpertSettings, Surroundings
 from coe_server.engines.vllm.engine import VllmEngine
-from coe_server.engines.vllm.measured_footprints import read_footprints
+from coe_server.engines.vllm.footprint import read_footprints
 from coe_server.engines.vllm.settings import VllmExpert, check_fit
 from coe_server.errors import ReloadRefused
 from coe_server.events import Event

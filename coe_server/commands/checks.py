@@ -35,7 +35,7 @@ from coe_server.config.schema import ServerConfig, read_config
 from coe_server.engines.engine import Footprint
 from coe_server.engines.settings import ExpertSettings
 from coe_server.engines.vllm.engine import VllmEngine
-from coe_server.engines.vllm.measured_footprints import read_footprints
+from coe_server.engines.vllm.footprint import read_footprints
 from coe_server.errors import ArtifactError, ConfigError
 from coe_server.http.serving import Decides
 from coe_server.keys import Key

@@ -19,7 +19,7 @@ from coe_server.config.types import Settings, Share
 from coe_server.engines.cards import CardFacts, Cards, DeviceBytes
 from coe_server.engines.engine import Footprint
 from coe_server.engines.vllm.command import serve_command
-from coe_server.engines.vllm.measured_footprints import write_footprints
+from coe_server.engines.vllm.footprint import write_footprints
 from coe_server.engines.vllm.settings import key_of
 from coe_server.errors import ArtifactError, ConfigError, EngineError
 

@@ -1,6 +1,6 @@
 """What one vLLM holds on its device and in host memory: its footprint, its images, and whether memory came back.
 
-On a GPU its ranks tell (`seat_memory.py`), on a CPU their processes are measured (`rank_memory.py`). Starts nothing.
+On a GPU its ranks tell (`seat_memory.py`), on a CPU their processes are measured. Starts and stops nothing.
 """
 
 from __future__ import annotations
@@ -8,19 +8,30 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
 
 from coe_server.engines.canary import FirstAnswers
 from coe_server.engines.cards import Cards
 from coe_server.engines.cores import Core, Cores, here, near
-from coe_server.engines.memory import private_bytes
+from coe_server.engines.memory import private_bytes, private_bytes_by_process
 from coe_server.engines.vllm.command import Place, VllmLaunch
 from coe_server.engines.vllm.footprint import estimated_footprint
-from coe_server.engines.vllm.rank_memory import RankMemory
+from coe_server.engines.vllm.image import WeightImages
 from coe_server.engines.vllm.run import VllmRun
-from coe_server.engines.vllm.seat_memory import HeldAwake, RankReport, SeatMemory, forget_reports, read_reports
-from coe_server.engines.vllm.weight_images import WeightImages
+from coe_server.engines.vllm.seat_memory import (
+    FREED_SHARE,
+    HeldAwake,
+    RankReport,
+    SeatMemory,
+    forget_reports,
+    read_reports,
+)
+from coe_server.errors import EngineError
 
 _SLOWEST_BYTES_PER_SECOND = 0.2e9  # first use of memory in a virtual machine
+_FREED_SECONDS = 2.0
+_FREED_POLL_SECONDS = 0.01
 
 
 class VllmMemory:
@@ -125,3 +136,55 @@ async def _reports(run: VllmRun, seat: Sequence[str]) -> tuple[RankReport, ...]:
     await asyncio.to_thread(forget_reports, run.run_directory)
     await run.ask_worker("coe_report_memory")
     return await asyncio.to_thread(read_reports, run.run_directory, seat)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rank:
+    """One of the processes with the weights."""
+
+    pid: int
+    awake_bytes: int  # weights and KV cache
+
+
+class RankMemory:
+    """`width`: the number of ranks."""
+
+    def __init__(self, name: str, width: int) -> None:
+        self._name = name
+        self._width = width
+        self._ranks: tuple[_Rank, ...] = ()  # as they were measured
+
+    async def measure(self, run: VllmRun) -> list[int]:
+        """The bytes of each awake rank. Raises `EngineError`."""
+        self._ranks = tuple(_rank(report) for report in await run.ask_ranks("memory_report"))
+        if len(self._ranks) != self._width:
+            raise EngineError(f"{len(self._ranks)} of the {self._width} ranks have reported their memory")
+        return [rank.awake_bytes for rank in self._ranks]
+
+    def held(self, run: VllmRun) -> list[int]:
+        """Private bytes of each rank now. Of a single one all processes count: it needs not be told apart from those
+        beside it."""
+        if len(self._ranks) == 1:
+            return [private_bytes(run.process.pid)]
+        held = private_bytes_by_process(run.process.pid)
+        return [held.get(rank.pid, 0) for rank in self._ranks]
+
+    async def until_freed(self, run: VllmRun, before: list[int]) -> None:
+        """Wait until the system shows the memory of a sleep as freed, rank by rank: what one frees too much is no room
+        on another's card. Raises `EngineError` if it is not."""
+        wanted = [round(FREED_SHARE * rank.awake_bytes) for rank in self._ranks]
+        now = asyncio.get_running_loop().time
+        deadline = now() + _FREED_SECONDS
+        while True:
+            freed = [then - held for then, held in zip(before, self.held(run), strict=True)]
+            short = [(seen, least) for seen, least in zip(freed, wanted, strict=True) if seen < least]
+            if not short:
+                return
+            if now() > deadline:
+                seen, least = short[0]
+                raise EngineError(f"engine '{self._name}' sleeps but freed {seen} bytes, {least} were expected")
+            await asyncio.sleep(_FREED_POLL_SECONDS)  # the system does not announce that memory was freed
+
+
+def _rank(report: dict[str, Any]) -> _Rank:
+    return _Rank(int(report.get("pid", 0)), int(report["weights_bytes"]) + int(report["kv_cache_bytes"]))

@@ -18,8 +18,7 @@ from coe_server.engines.settings import EndpointName, ExpertSettings, ReadsAdapt
 from coe_server.engines.vllm.args import copies_of, named, width_of
 from coe_server.engines.vllm.command import LONGEST_STEP_SECONDS, VllmLaunch, hub_source
 from coe_server.engines.vllm.engine import VllmEngine
-from coe_server.engines.vllm.footprint import base_shapes, known_bytes, model_bytes
-from coe_server.engines.vllm.measured_footprints import footprint_key
+from coe_server.engines.vllm.footprint import base_shapes, footprint_key, known_bytes, model_bytes
 from coe_server.errors import ConfigError
 
 _OF_RUNNER: dict[object, tuple[EndpointName, ...]] = {
