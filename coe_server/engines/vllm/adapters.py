@@ -89,7 +89,7 @@ class VllmAdapters:
             if name in self._hopeless:
                 raise _stays_wrong(name)
             if name in self.there.absent:
-                await self._load(run, adapter)
+                await _load_new(self.there, self._canaries, run, adapter)
             elif not await _is_there(self._canaries, run, name):
                 logger.warning("adapter '%s' of '%s' is lost in the engine; it is loaded again", name, run.launch.name)
                 if not await _is_back(self._canaries, run, adapter):
@@ -111,19 +111,6 @@ class VllmAdapters:
                         await _unload(run, name)
                     logger.info("adapter '%s' of '%s' is unloaded", name, run.launch.name)
 
-    async def _load(self, run: VllmRun, adapter: Adapter) -> None:
-        """Have the running engine take a further adapter, and learn its answers. Raises EngineError if it does not."""
-        try:
-            await _load(run, adapter)
-            await self._canaries.learn(run, adapter)
-        except EngineDied:
-            raise
-        except EngineError as error:
-            error.backs_off = "never"  # its base is well
-            raise
-        self.there.load(adapter)
-        logger.info("adapter '%s' of '%s' is loaded", adapter.name, run.launch.name)
-
     def _note(self, name: str) -> None:
         """It has answered rightly."""
         self._restarted_for.discard(name)
@@ -141,6 +128,20 @@ class VllmAdapters:
         self._loss = f"lost adapter '{name}' and did not get it back by loading it again"
         self._lost.set()
         raise EngineDied(f"engine '{run.launch.name}' {self._loss}; it starts anew")
+
+
+async def _load_new(there: AdapterSet, canaries: AdapterCanaries, run: VllmRun, adapter: Adapter) -> None:
+    """Have the running engine take a further adapter, and learn its answers. Raises EngineError if it does not."""
+    try:
+        await _load(run, adapter)
+        await canaries.learn(run, adapter)
+    except EngineDied:
+        raise
+    except EngineError as error:
+        error.backs_off = "never"  # its base is well
+        raise
+    there.load(adapter)
+    logger.info("adapter '%s' of '%s' is loaded", adapter.name, run.launch.name)
 
 
 async def _is_there(canaries: AdapterCanaries, run: VllmRun, name: str) -> bool:
