@@ -23,17 +23,10 @@ from coe_server.build.experts import (
     keep_footprints,
     refuse_what_never_fits,
 )
+from coe_server.build.guard import build_guard
 from coe_server.build.nodes import build_identity, build_nodes, learn_from
-from coe_server.build.service import (
-    build_capabilities,
-    build_guard,
-    build_journal,
-    build_learner,
-    build_presets,
-    build_router,
-    build_serving,
-    build_tracing,
-)
+from coe_server.build.router import build_capabilities, build_router
+from coe_server.build.service import build_journal, build_learner, build_presets, build_serving, build_tracing
 from coe_server.build.turnover import ServedExperts, build_turnover
 from coe_server.cache.costs import write_costs
 from coe_server.cache.expert_cache import ExpertCache

@@ -6,7 +6,7 @@ import stat
 
 import pytest
 
-from coe_server.build.service import build_guard
+from coe_server.build.guard import build_guard
 from coe_server.commands.terminal import bearer
 from coe_server.config.schema import load_config
 from coe_server.errors import ConfigError

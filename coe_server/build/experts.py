@@ -26,8 +26,7 @@ from coe_server.engines.lora import LoraExpert
 from coe_server.engines.settings import ExpertSettings, Surroundings
 from coe_server.engines.vllm.command import VllmLaunch, hub_source, unsupported_gpu
 from coe_server.engines.vllm.engine import VllmEngine
-from coe_server.engines.vllm.footprint import known_bytes
-from coe_server.engines.vllm.measured_footprints import read_footprints, write_footprints
+from coe_server.engines.vllm.footprint import known_bytes, read_footprints, write_footprints
 from coe_server.engines.vllm.settings import VllmExpert, key_of
 from coe_server.errors import ConfigError, EngineError
 

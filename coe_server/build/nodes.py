@@ -12,8 +12,7 @@ from typing import Any
 
 from coe_server.cache.slot import Expert
 from coe_server.cluster.connections import Access
-from coe_server.cluster.directory import NodeAddress, NodeDirectory, StaticDirectory
-from coe_server.cluster.dns import DnsDirectory
+from coe_server.cluster.directory import DnsDirectory, NodeAddress, NodeDirectory, StaticDirectory
 from coe_server.cluster.drained import Drained
 from coe_server.cluster.engine import OnNodes
 from coe_server.cluster.nodes import Nodes

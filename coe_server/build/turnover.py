@@ -16,7 +16,8 @@ from coe_server.build.experts import (
     require_vllm,
     surroundings_of,
 )
-from coe_server.build.service import build_capabilities, build_presets
+from coe_server.build.router import build_capabilities
+from coe_server.build.service import build_presets
 from coe_server.cache.costs import read_costs
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes, Tier
@@ -27,7 +28,7 @@ from coe_server.engines.adapter import Adapter
 from coe_server.engines.engine import Engine, TellsLength
 from coe_server.engines.settings import ExpertSettings, Surroundings
 from coe_server.engines.vllm.engine import VllmEngine
-from coe_server.engines.vllm.measured_footprints import read_footprints
+from coe_server.engines.vllm.footprint import read_footprints
 from coe_server.engines.vllm.settings import VllmExpert, check_fit
 from coe_server.errors import ReloadRefused
 from coe_server.events import Event

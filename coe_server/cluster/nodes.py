@@ -9,12 +9,11 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator
 
-from coe_server.cluster.best_node import BestNodes
 from coe_server.cluster.choice import admits
 from coe_server.cluster.connections import Access, Pending
 from coe_server.cluster.directory import KnownNode, NodeAddress, NodeDirectory, usable
 from coe_server.cluster.drained import Drained
-from coe_server.cluster.known_experts import KnownExperts
+from coe_server.cluster.experts import BestNodes, KnownExperts
 from coe_server.cluster.link import NodeLink
 from coe_server.cluster.liveness import STEP_SECONDS
 from coe_server.cluster.sent import Sent

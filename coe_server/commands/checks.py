@@ -17,7 +17,9 @@ from coe_server.build.experts import (
     seats_here,
     surroundings_of,
 )
-from coe_server.build.service import build_guard, build_router, build_serving, require_tracing
+from coe_server.build.guard import build_guard
+from coe_server.build.router import build_router
+from coe_server.build.service import build_serving, require_tracing
 from coe_server.cache.costs import read_costs
 from coe_server.cache.placement import Demand
 from coe_server.cache.seats import Card, candidate_seats
@@ -33,7 +35,7 @@ from coe_server.config.schema import ServerConfig, read_config
 from coe_server.engines.engine import Footprint
 from coe_server.engines.settings import ExpertSettings
 from coe_server.engines.vllm.engine import VllmEngine
-from coe_server.engines.vllm.measured_footprints import read_footprints
+from coe_server.engines.vllm.footprint import read_footprints
 from coe_server.errors import ArtifactError, ConfigError
 from coe_server.http.serving import Decides
 from coe_server.keys import Key

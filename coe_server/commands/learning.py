@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from coe_server.build.service import steps_file
+from coe_server.build.router import steps_file
 from coe_server.commands.experts import RunningServer
 from coe_server.commands.terminal import mistakes_as_sentences, table_console
 from coe_server.config.addresses import host_and_port

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from coe_server.build.service import build_embedder, build_router
+from coe_server.build.router import build_embedder, build_router
 from coe_server.commands.terminal import ConfigPath, mistakes_as_sentences
 from coe_server.config.schema import ServerConfig, load_config
 from coe_server.errors import ConfigError

@@ -12,7 +12,8 @@ from coe_server.build.experts import build_experts
 from coe_server.commands.config_warnings import dangers, lifetimes
 from coe_server.commands.pull import pull_models
 from coe_server.commands.terminal import ConfigPath, mistakes_as_sentences
-from coe_server.config.schema import TRACING_SECRETS, ServerConfig, load_config, process_environment
+from coe_server.config.environment import TRACING_SECRETS
+from coe_server.config.schema import ServerConfig, load_config, process_environment
 from coe_server.system.process import (
     allow_many_open_files,
     give_back_free_memory,

@@ -6,6 +6,7 @@ import ctypes
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import suppress
+from urllib.parse import unquote
 
 from coe_server.config.types import clean_secret, variables_in
 
@@ -77,3 +78,16 @@ def blank_in_place(variable: str) -> None:
             if entry.startswith(start):
                 ctypes.memset(address + len(start), 0, len(entry) - len(start))
             place += 1
+
+
+# Read by OpenTelemetry's SDK when tracing is built.
+TRACING_SECRETS = ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS")
+
+
+def check_tracing_headers() -> None:
+    """Raise ConfigError if a header for traces is invalid: every export would fail."""
+    for variable in TRACING_SECRETS:
+        for header in os.environ.get(variable, "").split(","):
+            name, _, value = header.partition("=")
+            if value.strip():
+                clean_secret(unquote(value), f"tracing: header '{name.strip()}'", variable)

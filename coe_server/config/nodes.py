@@ -1,4 +1,4 @@
-"""Settings of several machines: the nodes that a front sends requests to, and the certificates of a connection."""
+"""Settings of several machines: the nodes that a front sends requests to, and their certificates."""
 
 from __future__ import annotations
 
@@ -13,14 +13,6 @@ from coe_server.config.addresses import HostName, WebAddress, is_loopback_host
 from coe_server.config.types import ServedName, Settings
 
 Role = Literal["server", "node"]
-
-
-class TlsSettings(Settings):
-    """HTTPS of this server. With `client_ca` every client must show a certificate that it signed."""
-
-    certificate: Path
-    key: Path
-    client_ca: Path | None = None
 
 
 class NodeAccess(Settings):

@@ -7,22 +7,21 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal, get_args
-from urllib.parse import unquote
 
-from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import Field, PrivateAttr, ValidationError
 
-from coe_server.config.addresses import BaseUrl, HostName, WebAddress, is_loopback_address
+from coe_server.config.addresses import WebAddress
 from coe_server.config.environment import Environment, secret_variables
 from coe_server.config.file import all_mistakes, read_settings_file
-from coe_server.config.nodes import NodesSettings, Role, TlsSettings, node_mistakes
+from coe_server.config.http import HttpSettings, small_room_for_bodies
+from coe_server.config.nodes import NodesSettings, Role, node_mistakes
 from coe_server.config.proxies import Proxies
+from coe_server.config.router import RouterSettings
 from coe_server.config.types import (
     Alias,
     Amount,
     Amounts,
-    ByteCount,
     Settings,
-    clean_secret,
 )
 from coe_server.engines.command import CommandExpert
 from coe_server.engines.lora import LoraExpert
@@ -32,25 +31,6 @@ from coe_server.engines.settings import VllmSettings
 from coe_server.engines.simulated import SimulatedExpert
 from coe_server.engines.vllm.settings import VllmExpert
 from coe_server.errors import ConfigError
-
-
-class HttpSettings(Settings):
-    host: str = "127.0.0.1"
-    port: int = Field(default=8080, ge=0, le=65535)  # 0: a free port
-    # further host names accepted in requests without a key
-    allowed_hosts: list[HostName] = Field(default=[])
-    max_body: ByteCount = 32 * 2**20
-    bodies: ByteCount = 512 * 2**20
-    max_upload: ByteCount = 512 * 2**20
-    uploads: ByteCount = 4 * 2**30
-    body_seconds: float = Field(default=60.0, gt=0)
-    keepalive_seconds: float = Field(default=10.0, gt=0)
-    shutdown_seconds: float = Field(default=30.0, ge=0)
-    tls: TlsSettings | None = None
-
-    @property
-    def is_loopback(self) -> bool:
-        return self.host.lower() == "localhost" or is_loopback_address(self.host)
 
 
 class LogSettings(Settings):
@@ -80,72 +60,6 @@ class KeySettings(Settings):
     scrape_key_env: str | None = None
     node_key_env: str | None = None  # opens /v1 and /node to a front
     open: bool = False  # allow a non-loopback address without keys
-
-
-class EmbeddingSettings(Settings):
-    """The embedder of prompts: an endpoint, or without `base_url` a model in this process."""
-
-    model: str
-    base_url: BaseUrl | None = None
-    api_key_env: str | None = None
-    timeout_seconds: float = Field(default=5.0, gt=0)
-
-
-def _off(value: object) -> object:
-    """YAML reads `off` as false."""
-    return "off" if value is False else value
-
-
-Exploring = Literal["off", "learn"] | Annotated[float, Field(gt=0.0, le=0.5)]
-
-
-class HandoverRule(Settings):
-    tokens: Annotated[int, Field(ge=1, le=4096)] | Literal["all"] | None = None
-    at_most: int = Field(default=1, ge=1, le=8)
-    margin: float | None = Field(default=None, ge=-1.0, le=1.0)
-    score_per_second: float = Field(default=0.01, ge=0.0, le=1.0)
-
-
-class HandoverSettings(HandoverRule):
-    objectives: dict[str, HandoverRule | None] = Field(default={})
-
-    def under(self, objective: str) -> HandoverRule | None:
-        """The rule of this objective, what it leaves open as for all; None if nothing is handed over under it."""
-        own = self.objectives.get(objective, self)
-        if own is None or own is self:
-            return own
-        return self.model_copy(update={key: getattr(own, key) for key in own.model_fields_set})
-
-
-class RouterSettings(Settings):
-    artifact: Path | None = None
-    routes: Path | None = None
-    objective: str = "quality"
-    exploration: Annotated[Exploring, BeforeValidator(_off)] = "off"
-    handover: HandoverSettings | None = None
-    compare: float = Field(default=0.0, ge=0.0, le=1.0)
-    judge: str | None = None
-    compare_remote: bool = False
-    shadow: Path | None = None
-    split: dict[Path, Annotated[float, Field(gt=0.0, lt=1.0)]] = Field(default={})
-    residency_tolerance: float = Field(default=0.0, ge=0.0, le=1.0)
-    budget_window: int = Field(default=1000, ge=0, le=10_000)
-    failing_probes: Literal["warn", "refuse"] = "warn"
-    embeddings: EmbeddingSettings | None = None
-
-    @model_validator(mode="after")
-    def _has_one_source(self) -> RouterSettings:
-        if (self.artifact is None) == (self.routes is None):
-            raise ValueError("set either artifact or routes")
-        if sum(self.split.values()) >= 1.0:
-            raise ValueError("split: the shares leave nothing for the router itself; together they must be below 1")
-        if self.compare > 0.0 and self.judge is None:
-            raise ValueError("compare: needs judge, the expert that scores both answers")
-        if self.handover is not None and self.exploration != "off":
-            raise ValueError(
-                "handover: a drawn expert's ratings would be of its sure answers only; set exploration: off"
-            )
-        return self
 
 
 class MemorySettings(Settings):
@@ -253,7 +167,7 @@ def read_config(path: Path) -> tuple[ServerConfig | None, list[str]]:
         *_false_aliases(config),
         *_contradictions(config),
         *_without_base(config),
-        *_small_room_for_bodies(config.http),
+        *small_room_for_bodies(config.http),
         *_cannot_learn(config),
         *node_mistakes(config.nodes),
         *_false_roles(config),
@@ -265,19 +179,6 @@ def read_config(path: Path) -> tuple[ServerConfig | None, list[str]]:
 def proxies_of_environment() -> Proxies:
     """The proxies of the present environment."""
     return Proxies.of(os.environ)
-
-
-# Read by OpenTelemetry's SDK when tracing is built.
-TRACING_SECRETS = ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS")
-
-
-def check_tracing_headers() -> None:
-    """Raise ConfigError if a header for traces is invalid: every export would fail."""
-    for variable in TRACING_SECRETS:
-        for header in os.environ.get(variable, "").split(","):
-            name, _, value = header.partition("=")
-            if value.strip():
-                clean_secret(unquote(value), f"tracing: header '{name.strip()}'", variable)
 
 
 def _twins(config: ServerConfig) -> Iterator[str]:
@@ -353,32 +254,12 @@ def _false_roles(config: ServerConfig) -> Iterator[str]:
         yield "keys.node_key_env: is the key of a node; set role: node"
 
 
-def _small_room_for_bodies(http: HttpSettings) -> Iterator[str]:
-    if http.bodies < http.max_body:
-        yield (
-            f"http.bodies: {http.bodies:,} bytes for all bodies together are less than the limit of one "
-            f"(http.max_body, {http.max_body:,})"
-        )
-    if http.uploads < http.max_upload:
-        yield (
-            f"http.uploads: {http.uploads:,} bytes for all forms on disk together are less than the limit of one "
-            f"(http.max_upload, {http.max_upload:,})"
-        )
-
-
 def _with_paths_from(config: ServerConfig, folder: Path, mistakes: list[str]) -> ServerConfig:
     """Make paths relative to `folder` absolute; a missing model folder is added to the mistakes."""
 
     def absolute(path: Path) -> Path:
         return (folder / path).resolve()
 
-    router = config.router
-    if router is not None:
-        places = {"artifact": router.artifact, "routes": router.routes, "shadow": router.shadow}
-        router = router.model_copy(
-            update={name: path and absolute(path) for name, path in places.items()}
-            | {"split": {absolute(path): share for path, share in router.split.items()}}
-        )
     command = config.vllm.command
     if "/" in command[0]:
         command = [os.path.normpath(folder / command[0]), *command[1:]]
@@ -390,20 +271,17 @@ def _with_paths_from(config: ServerConfig, folder: Path, mistakes: list[str]) ->
             experts.append(expert.in_folder(folder))
         except ConfigError as error:
             mistakes.append(str(error))
-    tls, nodes = config.http.tls, config.nodes
-    if tls is not None:
-        files = {"certificate": tls.certificate, "key": tls.key, "client_ca": tls.client_ca}
-        tls = tls.model_copy(update={name: path and absolute(path) for name, path in files.items()})
+    nodes = config.nodes
     own = config.keys.file  # not resolved: a symbolic link would be replaced
     keys = config.keys.model_copy(update={"file": own and absolute(own.parent) / own.name})
     return config.model_copy(
         update={
-            "http": config.http.model_copy(update={"tls": tls}),
+            "http": config.http.in_folder(absolute),
             "keys": keys,
             "nodes": [one.in_folder(absolute) for one in nodes]
             if isinstance(nodes, list)
             else nodes.in_folder(absolute),
-            "router": router,
+            "router": config.router and config.router.in_folder(absolute),
             "vllm": vllm,
             "state_directory": absolute(config.state_directory),
             "experts": experts,

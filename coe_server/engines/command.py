@@ -27,7 +27,7 @@ from coe_server.engines.engine import Engine, EngineRequest, EngineResponse, Foo
 from coe_server.engines.memory import resident_bytes
 from coe_server.engines.process_engine import ProcessEngine
 from coe_server.engines.remote import PASSED_ON, UNCOMPRESSED
-from coe_server.engines.settings import EndpointName, ExpertSettings, Surroundings
+from coe_server.engines.settings import EndpointName, ExpertSettings, Surroundings, never_in_host
 from coe_server.errors import CardLost, EngineError
 
 logger = logging.getLogger(__name__)
@@ -145,7 +145,7 @@ class CommandExpert(ExpertSettings):
         if (self.sleep is None) != (self.wake is None):
             yield f"{'wake' if self.wake is None else 'sleep'}: is missing; set both sleep and wake"
         if self.sleep is None:
-            yield from self.never_in_host("`sleep` and `wake`")
+            yield from never_in_host(self, "`sleep` and `wake`")
         if len(self.stop) == 1 and self.stop[0].startswith("SIG") and self.stop[0] not in STOP_SIGNALS:
             yield f"stop: '{self.stop[0]}' is not one of {', '.join(STOP_SIGNALS)}, and not the name of a program"
 

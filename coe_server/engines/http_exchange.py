@@ -92,21 +92,11 @@ class PlainExchange:
             self._connection.transport.write(start + body)
         else:  # in a task, since the server may already answer
             self._connection.transport.write(start)
-            sending = _send_pieces(self._connection, body) if isinstance(body, tuple) else self._send_stream(body)
+            connection = self._connection
+            sending = (
+                _send_pieces(connection, body) if isinstance(body, tuple) else _send_stream(self, connection, body)
+            )
             self._sending = asyncio.create_task(sending)
-
-    async def _send_stream(self, body: StreamedBody) -> None:
-        """Send a body as it comes; if it ends early, the request fails."""
-        connection = self._connection
-        try:
-            async for piece in body.pieces():
-                await connection.writable.wait()
-                if connection.transport.is_closing():
-                    return
-                connection.transport.write(piece)
-        except (CoeError, OSError) as error:  # the client's fault, or the disk's
-            self.fail(Lost(error, has_begun=self.has_headers, was_reused=False))
-            self.announce()
 
     async def read(self) -> bytes:
         while not self._chunks:
@@ -182,6 +172,19 @@ async def _send_pieces(connection: Connection, pieces: tuple[bytes | memoryview,
                 return
             connection.transport.write(view[start : start + SENT_BYTES])
             await asyncio.sleep(0)
+
+
+async def _send_stream(exchange: PlainExchange, connection: Connection, body: StreamedBody) -> None:
+    """Send a body as it comes; if it ends early, the request fails."""
+    try:
+        async for piece in body.pieces():
+            await connection.writable.wait()
+            if connection.transport.is_closing():
+                return
+            connection.transport.write(piece)
+    except (CoeError, OSError) as error:  # the client's fault, or the disk's
+        exchange.fail(Lost(error, has_begun=exchange.has_headers, was_reused=False))
+        exchange.announce()
 
 
 class _Parser:

@@ -177,12 +177,6 @@ class ExpertSettings(Settings):
         if fault := contradiction(self.vision, self.modalities):
             yield f"modalities: {fault}; leave one of the two out"
 
-    def never_in_host(self, way_out: str) -> Iterator[str]:
-        """The contradictions of an engine that cannot sleep."""
-        for name, tier in (("pin", self.pin), ("preload", self.preload)):
-            if tier == "host":
-                yield f"{name}: 'host' needs {way_out}; without it: device or disk"
-
     def dangers(self) -> Iterator[str]:
         """Settings that give models or clients more rights on this machine than needed, as `key: sentence`."""
         yield from ()
@@ -194,6 +188,13 @@ class ExpertSettings(Settings):
     def in_folder(self, folder: Path) -> Self:
         """The settings with paths relative to `folder`, the configuration file's, made absolute."""
         return self
+
+
+def never_in_host(expert: ExpertSettings, way_out: str) -> Iterator[str]:
+    """The contradictions of an engine that cannot sleep."""
+    for name, tier in (("pin", expert.pin), ("preload", expert.preload)):
+        if tier == "host":
+            yield f"{name}: 'host' needs {way_out}; without it: device or disk"
 
 
 def of_its_base(expert: ExpertSettings) -> Iterator[str]:

@@ -23,7 +23,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from coe_server.config.addresses import host_and_port
-from coe_server.config.nodes import TlsSettings
+from coe_server.config.http import TlsSettings
 from coe_server.errors import CoeError, UnknownModel
 from coe_server.http.apis import APIS, AUTO
 from coe_server.http.auth import CALLER

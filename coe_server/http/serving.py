@@ -17,7 +17,7 @@ import numpy as np
 from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.outlooks import Outlook
 from coe_server.cache.slot import Slot
-from coe_server.cluster.best_node import BestNode
+from coe_server.cluster.experts import BestNode
 from coe_server.cluster.nodes import Nodes
 from coe_server.config.types import MODALITIES
 from coe_server.engines.engine import TellsLength

@@ -77,10 +77,6 @@ class Journal:
         """Write all queued jobs and close the file."""
         self._writer.stop()
 
-    @property
-    def running(self) -> bool:
-        return self._writer.thread.is_alive()
-
     def record(
         self, decision: Decided, messages: Sequence[Mapping[str, str]] | None = None, owner: str | None = None
     ) -> None:

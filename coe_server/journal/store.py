@@ -1,4 +1,4 @@
-"""Decisions, their token counts and feedback in one SQLite file, and the file's export for training.
+"""Decisions, their token counts and feedback in one SQLite file.
 
 For one thread at a time. Every commit is on disk when it returns (WAL with synchronous=FULL), so it survives SIGKILL
 and a power failure. Texts are stored on separate pages, which are zeroed when they are deleted (secure_delete);
@@ -12,13 +12,12 @@ import os
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from coe_server.errors import ConfigError, JournalUnavailable, UnknownDecision
 from coe_server.journal.entries import PAGE_SIZE, Compared, Entry, Feedback, Kept, Retention, packed, unpacked
-from coe_server.system.files import open_private, private_folder, replacing
+from coe_server.system.files import open_private, private_folder
 
 VERSION = 4  # 1 had no tokens, 2 no owners, 3 one rating for each decision
 BUSY_SECONDS = 5.0  # wait for another process that reads, such as an export
@@ -243,79 +242,3 @@ def _kept(row: tuple[Any, ...]) -> Kept:
         None if expert is None else {"expert": expert, **json.loads(pair)},
         owner,
     )
-
-
-FEEDBACK, PROMPTS, OUTCOMES = "feedback.jsonl", "prompts.jsonl", "outcomes.jsonl"
-
-
-@dataclass(frozen=True, slots=True)
-class Exported:
-    """The number of lines in each file."""
-
-    feedback: int
-    rated: int
-    prompts: int
-    outcomes: int
-
-
-def export(journal: Path, folder: Path) -> Exported:
-    """Write the three files into `folder`, readable by their owner only. Raises ConfigError.
-
-    The server may be running.
-    """
-    if not journal.is_file():
-        raise ConfigError(f"{journal}: there is no decision log; a server with log.decisions: true writes one")
-    store = Store(journal)
-    try:
-        kept = list(store.everything())
-    finally:
-        store.close()
-    private_folder(folder)
-    feedback = [line for one in kept if (line := _feedback(one)) is not None]
-    texts = [one for one in kept if one.messages]
-    prompts = [{"prompt_id": one.decision["decision_id"], "messages": one.messages} for one in texts]
-    outcomes = [_outcome(one) for one in texts if one.score is not None]
-    for name, lines in ((FEEDBACK, feedback), (PROMPTS, prompts), (OUTCOMES, outcomes)):
-        with replacing(folder / name) as out:
-            out.writelines(_as_lines(lines))
-    rated = sum(line["score"] is not None for line in feedback)
-    return Exported(len(feedback), rated, len(prompts), len(outcomes))
-
-
-def _feedback(one: Kept) -> dict[str, Any] | None:
-    """The line for `coe-train map`; None for an expert requested by name, since nothing was chosen or predicted.
-
-    `inside`: True if the predicted category was used; otherwise the experts' overall means decided.
-    """
-    decision = one.decision
-    probabilities: Mapping[str, float] = decision["probabilities"]
-    if not probabilities:
-        return None
-    return {
-        "decision_id": decision["decision_id"],
-        "router_version": decision["router_version"],
-        "expert": decision["expert"],
-        "inside": decision["category"] == max(probabilities, key=lambda name: probabilities[name]),
-        "probabilities": probabilities,
-        "expected_score": decision["ranking"][0]["expected_score"],
-        "score": one.score,
-        "ratings": one.ratings,
-        "tokens": one.tokens,
-        "exploration": decision.get("exploration"),
-        "shadow": decision.get("shadow"),
-        "compared": one.compared,
-    }
-
-
-def _outcome(one: Kept) -> dict[str, Any]:
-    """An outcome in the format of `coe-train collect`; `output_tokens` are the completion tokens."""
-    return {
-        "prompt_id": one.decision["decision_id"],
-        "expert": one.decision["expert"],
-        "score": one.score,
-        "output_tokens": (one.tokens or {}).get("completion"),
-    }
-
-
-def _as_lines(values: list[dict[str, Any]]) -> Iterator[str]:
-    return (json.dumps(value, ensure_ascii=True) + "\n" for value in values)

@@ -2,8 +2,7 @@
 
 import asyncio
 
-from coe_server.cluster.directory import NodeAddress, StaticDirectory
-from coe_server.cluster.dns import DnsDirectory
+from coe_server.cluster.directory import DnsDirectory, NodeAddress, StaticDirectory
 from tests.patience import PATIENCE_SECONDS
 
 

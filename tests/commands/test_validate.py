@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from typer.testing import CliRunner
 
-from coe_server.build.service import build_router
+from coe_server.build.router import build_router
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes, Tier
 from coe_server.cli import app

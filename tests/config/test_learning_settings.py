@@ -2,7 +2,7 @@
 
 import pytest
 
-from coe_server.build.service import build_handover, build_router
+from coe_server.build.router import build_handover, build_router
 from coe_server.config.schema import load_config, read_config
 from coe_server.errors import ConfigError
 from coe_server.routing import artifact as artifacts

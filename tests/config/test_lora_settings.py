@@ -11,7 +11,7 @@ import yaml
 from typer.testing import CliRunner
 
 from coe_server.build.experts import build_experts
-from coe_server.build.service import build_capabilities
+from coe_server.build.router import build_capabilities
 from coe_server.cli import app
 from coe_server.config.diff import ExpertChanges, expert_changes, live_changes, restarting
 from coe_server.config.schema import ServerConfig, load_config, read_config

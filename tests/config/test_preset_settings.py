@@ -10,7 +10,8 @@ import yaml
 from typer.testing import CliRunner
 
 from coe_server.build.experts import build_experts
-from coe_server.build.service import build_capabilities, build_presets
+from coe_server.build.router import build_capabilities
+from coe_server.build.service import build_presets
 from coe_server.cli import app
 from coe_server.config.schema import ServerConfig, read_config
 from coe_server.http.bodies.presets import Preset

@@ -10,14 +10,16 @@ import yaml
 
 from coe_server.build.capacity import build_capacity
 from coe_server.build.experts import build_experts, footprints_file, logs_folder, refuse_what_never_fits, seats_of
-from coe_server.build.service import build_capabilities, build_router, require_tracing
+from coe_server.build.router import build_capabilities, build_router
+from coe_server.build.service import require_tracing
 from coe_server.cache.tiers import Bytes
-from coe_server.config.schema import HttpSettings, ServerConfig, VllmExpert, load_config, read_config
+from coe_server.config.http import HttpSettings
+from coe_server.config.schema import ServerConfig, VllmExpert, load_config, read_config
 from coe_server.config.types import Settings, Share
 from coe_server.engines.cards import CardFacts, Cards, DeviceBytes
 from coe_server.engines.engine import Footprint
 from coe_server.engines.vllm.command import serve_command
-from coe_server.engines.vllm.measured_footprints import write_footprints
+from coe_server.engines.vllm.footprint import write_footprints
 from coe_server.engines.vllm.settings import key_of
 from coe_server.errors import ArtifactError, ConfigError, EngineError
 

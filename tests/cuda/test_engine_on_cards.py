@@ -312,7 +312,7 @@ def test_copies_are_measured_and_asked_each(machine, make_model):
             assert engine.footprint.device_awake == awake_bytes()
             assert [here.cards.held(card=card)["weights"] for card in range(2)] == [FILES, FILES]
             assert engine.footprint.host_image == 2 * (FILES + GRAPHS)
-            assert sorted(engine._memory._canaries) == [0, 1]
+            assert sorted(engine._memory.first_answers._first) == [0, 1]
         finally:
             await engine.stop()
 

@@ -5,10 +5,10 @@ from contextlib import asynccontextmanager, contextmanager
 
 import pytest
 
+from coe_server.commands.export import export_journal
 from coe_server.http.serving import Comparing
 from coe_server.journal.entries import Retention
 from coe_server.journal.journal import Journal
-from coe_server.journal.store import export
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.evidence import RATINGS_PER_STEP
 from coe_server.routing.router import Router
@@ -113,7 +113,7 @@ def test_each_source_of_ratings_keeps_its_own(tmp_path):
         headers = asked(server)
         rate(server, headers, 0.25)
         rate(server, headers, 1.0, source="thumbs")
-    export(tmp_path / "state" / "j", tmp_path / "out")
+    export_journal(tmp_path / "state" / "j", tmp_path / "out")
     (line,) = (tmp_path / "out" / "feedback.jsonl").read_text().splitlines()
     assert json.loads(line)["ratings"] == {"score": 0.25, "thumbs": 1.0}
 
@@ -214,7 +214,7 @@ def test_an_answer_is_compared_with_another_experts_in_the_background(tmp_path, 
         assert (status, headers["x-coe-expert"]) == (200, "big")
         until(lambda: counted(server, "done") == 1)
         until(lambda: told(server, "/admin/overview")[0] == 200)
-    export(tmp_path / "state" / "j", tmp_path / "out")
+    export_journal(tmp_path / "state" / "j", tmp_path / "out")
     (line,) = (tmp_path / "out" / "feedback.jsonl").read_text().splitlines()
     pair = json.loads(line)["compared"]
     assert (pair["expert"], pair["score"], pair["own_score"]) == ("coder", 1.0, 0.0)

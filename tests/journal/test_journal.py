@@ -28,7 +28,7 @@ def open_journal(tmp_path):
 
     yield start
     for journal in opened:
-        if journal.running:
+        if journal._writer.thread.is_alive():
             journal.stop()
 
 

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save
 
-from coe_server.build.service import build_router, build_serving
+from coe_server.build.router import build_router
+from coe_server.build.service import build_serving
 from coe_server.config.schema import load_config
 from coe_server.errors import ArtifactError
 from coe_server.http.routes.quality import quality_of

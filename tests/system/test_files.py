@@ -7,10 +7,11 @@ from contextlib import contextmanager
 import pytest
 
 from coe_server.cache.costs import read_costs, write_costs
+from coe_server.commands.export import export_journal
 from coe_server.engines.log_file import fresh_log, open_log, previous_log
 from coe_server.errors import CoeError, ConfigError
 from coe_server.journal.entries import Entry
-from coe_server.journal.store import Store, export
+from coe_server.journal.store import Store
 from coe_server.keys import read_keys, write_keys
 from coe_server.system.files import private_folder, replacing
 from coe_server.system.process import LOCK_FILE, state_lock
@@ -51,16 +52,16 @@ def lock(folder):
         pass
 
 
-def export_journal(folder):
+def write_export(folder):
     write_journal(folder.parent / "state")
-    export(folder.parent / "state" / "journal.sqlite3", folder)
+    export_journal(folder.parent / "state" / "journal.sqlite3", folder)
 
 
 WRITERS = {
     "keys": lambda folder: write_keys(folder / "keys.json", ()),
     "costs": lambda folder: write_costs(folder / "costs.json", {}),
     "journal": write_journal,
-    "export": export_journal,
+    "export": write_export,
     "lock": lock,
     "log": lambda folder: fresh_log(folder, "a"),
 }
@@ -116,7 +117,7 @@ def test_costs_and_exported_prompts_take_the_place_of_a_link(tmp_path, victim):
     folder.mkdir()
     for name in ("prompts.jsonl", "feedback.jsonl", "outcomes.jsonl"):
         (folder / name).symlink_to(victim)
-    export_journal(folder)
+    write_export(folder)
     assert [file.is_symlink() for file in folder.iterdir()] == [False] * 3
     assert "a secret" in (folder / "prompts.jsonl").read_text()
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from coe_server.build.service import build_router
+from coe_server.build.router import build_router
 from coe_server.config.schema import load_config
 from coe_server.errors import ConfigError
 from coe_server.routing.probes import read_probes

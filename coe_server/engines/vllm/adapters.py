@@ -28,9 +28,7 @@ class VllmAdapters:
     """The adapters of one engine over all its runs. Its owner calls `begin` and `doubt` between requests."""
 
     def __init__(self, adapters: Iterable[Adapter]) -> None:
-        self._known = {one.name: one for one in adapters}
-        self._former: dict[str, Adapter] = {}  # for requests that chose them before they went
-        self._absent: set[str] = set()  # not loaded: they came while it ran, or were unloaded
+        self.there = AdapterSet(adapters)
         self._asked: Counter[str] = Counter()  # requests under way
         self._canaries = AdapterCanaries()
         self._proven: set[str] = set()  # in this run, since its last wake
@@ -40,24 +38,11 @@ class VllmAdapters:
         self._lost = asyncio.Event()
         self._loss = ""
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._known or name in self._former
-
     def take(self, adapters: Iterable[Adapter]) -> None:
         """Have exactly these from now on. Others answer what was asked of them, and are unloaded."""
-        wanted = {one.name: one for one in adapters}
-        for name in self._known.keys() - wanted.keys():
-            self._former[name] = self._known.pop(name)
-        for name in wanted.keys() - self._known.keys():
-            self._former.pop(name, None)
-            self._absent.add(name)
-            for names in (self._proven, self._restarted_for, self._hopeless):
-                names.discard(name)
-        self._known = wanted | self._known
-
-    def seen(self, adapters: Iterable[Adapter]) -> tuple[Adapter, ...]:
-        """Those of them that an engine can start with: one that it never loaded could keep its base from starting."""
-        return tuple(one for one in adapters if one.name not in self._absent)
+        came = self.there.take(adapters)
+        for names in (self._proven, self._restarted_for, self._hopeless):
+            names.difference_update(came)
 
     async def begin(self, run: VllmRun) -> None:
         """A new run: learn what is not known of its adapters. Raises `EngineError`."""
@@ -67,7 +52,7 @@ class VllmAdapters:
         if await self._canaries.base_is_another(run):
             self._canaries.forget()
             self._restarted_for.clear()
-        self._absent.update(self._former.keys() - {one.name for one in run.launch.adapters})
+        self.there.begin(run.launch.adapters)
         for one in run.launch.adapters:
             if not self._canaries.knows(one):
                 await self._canaries.learn(run, one)
@@ -95,7 +80,7 @@ class VllmAdapters:
         A wrong answer has it loaded again; if that does not help, the engine is lost and starts anew. Raises
         `EngineDied` then, and `EngineError` for an adapter that not even a new start has brought back.
         """
-        adapter = self._known.get(name) or self._former.get(name)
+        adapter = self.there.get(name)
         if name in self._proven or adapter is None:
             return
         async with self._locks.setdefault(name, asyncio.Lock()):
@@ -103,11 +88,11 @@ class VllmAdapters:
                 return
             if name in self._hopeless:
                 raise _stays_wrong(name)
-            if name in self._absent:
-                await self._load(run, adapter)
-            elif not await self._is_there(run, name):
+            if name in self.there.absent:
+                await _load_new(self.there, self._canaries, run, adapter)
+            elif not await _is_there(self._canaries, run, name):
                 logger.warning("adapter '%s' of '%s' is lost in the engine; it is loaded again", name, run.launch.name)
-                if not await self._is_back(run, adapter):
+                if not await _is_back(self._canaries, run, adapter):
                     self._give_up(run, name)
             self._note(name)
 
@@ -116,64 +101,21 @@ class VllmAdapters:
         await self._lost.wait()
         return self._loss
 
-    @property
-    def are_to_unload(self) -> bool:
-        """True if former ones are loaded, so that each request must go through `asked`."""
-        return bool(self._former.keys() - self._absent)
-
     async def _unload_former(self, run: VllmRun) -> None:
-        for name in sorted(self._former.keys() - self._absent):
+        for name in self.there.to_unload:
             async with self._locks.setdefault(name, asyncio.Lock()):
-                if name in self._former and name not in self._absent and not self._asked[name]:
-                    self._absent.add(name)
+                if name in self.there.to_unload and not self._asked[name]:
+                    self.there.absent.add(name)
                     self._proven.discard(name)
                     with suppress(EngineError):  # the engine had lost it
                         await _unload(run, name)
                     logger.info("adapter '%s' of '%s' is unloaded", name, run.launch.name)
 
-    async def _load(self, run: VllmRun, adapter: Adapter) -> None:
-        """Have the running engine take a further adapter, and learn its answers. Raises EngineError if it does not."""
-        try:
-            await _load(run, adapter)
-            await self._canaries.learn(run, adapter)
-        except EngineDied:
-            raise
-        except EngineError as error:
-            error.backs_off = "never"  # its base is well
-            raise
-        if adapter in (
-            self._known.get(adapter.name),
-            self._former.get(adapter.name),
-        ):  # else another one has its name now
-            self._absent.discard(adapter.name)
-        logger.info("adapter '%s' of '%s' is loaded", adapter.name, run.launch.name)
-
     def _note(self, name: str) -> None:
         """It has answered rightly."""
         self._restarted_for.discard(name)
-        if name not in self._absent:
+        if name not in self.there.absent:
             self._proven.add(name)
-
-    async def _is_there(self, run: VllmRun, name: str) -> bool:
-        """False also if the engine does not know it, and answers with an error."""
-        try:
-            return await self._canaries.answers_rightly(run, name)
-        except EngineDied:
-            raise
-        except EngineError as error:
-            logger.warning("adapter '%s': %s", name, error)
-            return False
-
-    async def _is_back(self, run: VllmRun, adapter: Adapter) -> bool:
-        """Load it again. Returns whether it answers now."""
-        try:
-            await _load(run, adapter)
-        except EngineDied:
-            raise
-        except EngineError as error:
-            logger.warning("adapter '%s': %s", adapter.name, error)
-            return False
-        return await self._is_there(run, adapter.name)
 
     def _give_up(self, run: VllmRun, name: str) -> None:
         """Have the engine started anew, once for each loss: one broken adapter must not keep its base busy."""
@@ -186,6 +128,43 @@ class VllmAdapters:
         self._loss = f"lost adapter '{name}' and did not get it back by loading it again"
         self._lost.set()
         raise EngineDied(f"engine '{run.launch.name}' {self._loss}; it starts anew")
+
+
+async def _load_new(there: AdapterSet, canaries: AdapterCanaries, run: VllmRun, adapter: Adapter) -> None:
+    """Have the running engine take a further adapter, and learn its answers. Raises EngineError if it does not."""
+    try:
+        await _load(run, adapter)
+        await canaries.learn(run, adapter)
+    except EngineDied:
+        raise
+    except EngineError as error:
+        error.backs_off = "never"  # its base is well
+        raise
+    there.load(adapter)
+    logger.info("adapter '%s' of '%s' is loaded", adapter.name, run.launch.name)
+
+
+async def _is_there(canaries: AdapterCanaries, run: VllmRun, name: str) -> bool:
+    """False also if the engine does not know it, and answers with an error."""
+    try:
+        return await canaries.answers_rightly(run, name)
+    except EngineDied:
+        raise
+    except EngineError as error:
+        logger.warning("adapter '%s': %s", name, error)
+        return False
+
+
+async def _is_back(canaries: AdapterCanaries, run: VllmRun, adapter: Adapter) -> bool:
+    """Load it again. Returns whether it answers now."""
+    try:
+        await _load(run, adapter)
+    except EngineDied:
+        raise
+    except EngineError as error:
+        logger.warning("adapter '%s': %s", adapter.name, error)
+        return False
+    return await _is_there(canaries, run, adapter.name)
 
 
 def _stays_wrong(name: str) -> EngineError:
@@ -224,3 +203,48 @@ async def command(run: VllmRun, path: str, payload: dict[str, object]) -> None:
     if response.status != 200:
         quoted = said[:_QUOTED_CHARACTERS].decode(errors="replace")
         raise EngineError(f"engine '{run.launch.name}' answered {path} with {response.status}\n{quoted}")
+
+
+class AdapterSet:
+    """Those of one engine over all its runs."""
+
+    def __init__(self, adapters: Iterable[Adapter]) -> None:
+        self._known = {one.name: one for one in adapters}
+        self._former: dict[str, Adapter] = {}  # for requests that chose them before they went
+        self.absent: set[str] = set()  # not loaded: they came while it ran, or were unloaded
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._known or name in self._former
+
+    def get(self, name: str) -> Adapter | None:
+        return self._known.get(name) or self._former.get(name)
+
+    def take(self, adapters: Iterable[Adapter]) -> frozenset[str]:
+        """Have exactly these from now on; the others are former ones. Returns the names that came."""
+        wanted = {one.name: one for one in adapters}
+        for name in self._known.keys() - wanted.keys():
+            self._former[name] = self._known.pop(name)
+        came = frozenset(wanted.keys() - self._known.keys())
+        for name in came:
+            self._former.pop(name, None)
+        self.absent |= came
+        self._known = wanted | self._known
+        return came
+
+    def seen(self, adapters: Iterable[Adapter]) -> tuple[Adapter, ...]:
+        """Those of them that an engine can start with: one that it never loaded could keep its base from starting."""
+        return tuple(one for one in adapters if one.name not in self.absent)
+
+    def begin(self, adapters: Iterable[Adapter]) -> None:
+        """A new run started with these: it has no others of the former ones."""
+        self.absent |= self._former.keys() - {one.name for one in adapters}
+
+    def load(self, adapter: Adapter) -> None:
+        """The running engine has taken it, which counts unless another one has its name by now."""
+        if adapter in (self._known.get(adapter.name), self._former.get(adapter.name)):
+            self.absent.discard(adapter.name)
+
+    @property
+    def to_unload(self) -> list[str]:
+        """Former ones that are loaded."""
+        return sorted(self._former.keys() - self.absent)

@@ -66,7 +66,7 @@ class VllmEngine(ProcessEngine[VllmRun]):
 
     async def _bring_up(self) -> None:
         place = await self._memory.place(self._seat)
-        launch = replace(self.launch, adapters=self._adapters.seen(self.launch.adapters))
+        launch = replace(self.launch, adapters=self._adapters.there.seen(self.launch.adapters))
         with self._memory.taking():
             self._run = await VllmRun.start(launch, place)
             await _bring_up(self._run, self._memory, self._adapters)
@@ -103,15 +103,9 @@ class VllmEngine(ProcessEngine[VllmRun]):
 
     def send(self, request: EngineRequest) -> AbstractAsyncContextManager[EngineResponse]:
         run = self.running()
-        if request.model in self._adapters or self._adapters.are_to_unload:
-            return self._proven(run, request)
+        if request.model in self._adapters.there or self._adapters.there.to_unload:
+            return _proven(self._adapters, run, request)
         return run.http.send(request)
-
-    @asynccontextmanager
-    async def _proven(self, run: VllmRun, request: EngineRequest) -> AsyncIterator[EngineResponse]:
-        """Send a request to an adapter that has shown to be there."""
-        async with self._adapters.asked(run, request.model), run.http.send(request) as response:
-            yield response
 
     @property
     def adapter_room(self) -> AdapterRoom | None:
@@ -128,6 +122,13 @@ class VllmEngine(ProcessEngine[VllmRun]):
         assert room.why_not(adapters) is None, "the caller has seen that they fit"
         self.launch = replace(self.launch, args={**self.launch.args, **room.as_args}, adapters=adapters)
         self._adapters.take(adapters)
+
+
+@asynccontextmanager
+async def _proven(adapters: VllmAdapters, run: VllmRun, request: EngineRequest) -> AsyncIterator[EngineResponse]:
+    """Send a request to an adapter that has shown to be there."""
+    async with adapters.asked(run, request.model), run.http.send(request) as response:
+        yield response
 
 
 async def _bring_up(run: VllmRun, memory: VllmMemory, adapters: VllmAdapters | None = None) -> None:
@@ -193,7 +194,7 @@ async def _longest_tokens(run: VllmRun) -> int | None:
 
 async def _check_canaries(run: VllmRun, memory: VllmMemory, timeout_seconds: float) -> None:
     for copy in range(run.launch.copies):
-        memory.check_canary(await _canary(run, copy, timeout_seconds), copy)
+        memory.first_answers.check(await _canary(run, copy, timeout_seconds), copy)
 
 
 async def _canary(run: VllmRun, copy: int, timeout_seconds: float) -> str:

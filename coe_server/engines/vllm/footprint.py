@@ -1,10 +1,18 @@
-"""The memory of a vLLM before its first start: the size of its weights, from files or settings, and its footprint."""
+"""The memory of a vLLM: estimated before its first start by the size of its weights, measured afterwards.
+
+Measured footprints are kept in a small private JSON file, one entry per model, arguments and card. An unreadable file
+counts as empty.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from coe_server.engines.adapter import slot_bytes
 from coe_server.engines.engine import Footprint
@@ -13,6 +21,9 @@ from coe_server.engines.tensor_headers import shapes_in
 from coe_server.engines.vllm.adapter_args import rank_of, slots_of
 from coe_server.engines.vllm.command import VllmLaunch, hub_source
 from coe_server.errors import ConfigError
+from coe_server.system.files import private_folder, replacing
+
+logger = logging.getLogger(__name__)
 
 _UNSEEN_TENSORS_BYTES = 4 << 20  # rotary tables and other buffers outside the weight files
 # A sleeping vLLM keeps 1.3 to 1.9 GiB of an H100 (CUDA context, graphs); reported for 0.6 B and 8 B models.
@@ -22,6 +33,8 @@ _WIDE_RESIDUE_BYTES = 3 << 30
 # vLLM's pinned copy of the weights, rounded up by its allocator: 1.352 x the weights, reported for an H100.
 _CUDA_IMAGE_FACTOR = 1.36
 _FIRST_RANK_MORE = 1.1  # it also has embeddings and the sampler's buffers
+_MOST_ENTRIES = 200
+_LONGEST_FILE_BYTES = 1 << 20
 
 
 def estimated_footprint(launch: VllmLaunch) -> Footprint:
@@ -103,3 +116,44 @@ def model_bytes(
     if model.startswith(("/", "./", "../", "~")):
         raise ConfigError(f"there is no model folder '{model}'")
     return None
+
+
+def footprint_key(launch: VllmLaunch, weights_bytes: int, card: str) -> str:
+    """The key of a measurement: if any part changes, the footprint is measured again."""
+    said = [launch.model, weights_bytes, launch.kv_cache_bytes, launch.can_sleep, launch.platform, card]
+    said.append(launch.max_concurrency)  # of so many sequences graphs are captured
+    if launch.adapters:
+        said.append([(one.rank, one.size_bytes) for one in launch.adapters])
+    told = json.dumps([*said, launch.command, dict(launch.args)], sort_keys=True, default=str)
+    return hashlib.sha256(told.encode()).hexdigest()[:32]
+
+
+def read_footprints(file: Path) -> dict[str, Footprint]:
+    """Key -> footprint; empty without a file. An invalid file is ignored with a warning."""
+    try:
+        with file.open("rb") as there:
+            data = there.read(_LONGEST_FILE_BYTES + 1)
+        if len(data) > _LONGEST_FILE_BYTES:
+            raise ValueError("too long")
+        return {str(key): _footprint(entry) for key, entry in json.loads(data).items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        logger.warning("%s: cannot read measured footprints (%s); they will be measured again", file, error)
+        return {}
+
+
+def write_footprints(file: Path, measured: Mapping[str, Footprint]) -> None:
+    """Add the measured entries and replace the file atomically; beyond 200 entries the oldest are dropped."""
+    private_folder(file.parent)
+    known = {key: entry for key, entry in read_footprints(file).items() if key not in measured}
+    newest = list((known | dict(measured)).items())[-_MOST_ENTRIES:]
+    with replacing(file) as out:
+        json.dump({key: footprint._asdict() for key, footprint in newest}, out, indent=1)
+
+
+def _footprint(entry: Any) -> Footprint:
+    found = Footprint(**entry)
+    if not all(type(size) is int and size >= 0 for size in found) or found.device_asleep > found.device_awake:
+        raise ValueError(f"{entry!r} is not a footprint")
+    return found

@@ -1,6 +1,6 @@
 """What one vLLM holds on its device and in host memory: its footprint, its images, and whether memory came back.
 
-On a GPU its ranks tell (`seat_memory.py`), on a CPU the figures of the processes count. Starts and stops nothing.
+On a GPU its ranks tell (`seat_memory.py`), on a CPU their processes are measured. Starts and stops nothing.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+from coe_server.engines.canary import FirstAnswers
 from coe_server.engines.cards import Cards
 from coe_server.engines.cores import Core, Cores, here, near
 from coe_server.engines.memory import private_bytes, private_bytes_by_process
 from coe_server.engines.vllm.command import Place, VllmLaunch
 from coe_server.engines.vllm.footprint import estimated_footprint
-from coe_server.engines.vllm.image import WeightImage
+from coe_server.engines.vllm.image import WeightImages
 from coe_server.engines.vllm.run import VllmRun
 from coe_server.engines.vllm.seat_memory import (
     FREED_SHARE,
@@ -28,17 +29,9 @@ from coe_server.engines.vllm.seat_memory import (
 )
 from coe_server.errors import EngineError
 
+_SLOWEST_BYTES_PER_SECOND = 0.2e9  # first use of memory in a virtual machine
 _FREED_SECONDS = 2.0
 _FREED_POLL_SECONDS = 0.01
-_SLOWEST_BYTES_PER_SECOND = 0.2e9  # first use of memory in a virtual machine
-
-
-@dataclass(frozen=True, slots=True)
-class _Rank:
-    """One of the processes with the weights, on a CPU."""
-
-    pid: int
-    awake_bytes: int  # weights and KV cache
 
 
 class VllmMemory:
@@ -47,12 +40,12 @@ class VllmMemory:
     def __init__(self, launch: VllmLaunch, cards: Cards | None, machine: Callable[[], Sequence[Core]] = here) -> None:
         self.footprint = launch.measured or estimated_footprint(launch)  # an estimate until measured
         self.is_measured = False  # by this server
-        self.images: tuple[WeightImage, ...] = ()  # of each rank; none for an engine without them
+        self.images = WeightImages(launch)
+        self.first_answers = FirstAnswers(launch.name)
         self.seat: SeatMemory | None = None  # None on a CPU
+        self._ranks = RankMemory(launch.name, launch.width)  # on a CPU
         self._launch = launch
         self._machine = machine  # its cores
-        self._ranks: tuple[_Rank, ...] = ()  # on a CPU, as they were measured
-        self._canaries: dict[int, str] = {}  # first answer by copy
         if launch.platform == "cuda":
             rank_bytes = self.footprint.device_awake - self.footprint.device_asleep
             most_context_bytes = estimated_footprint(launch).device_asleep  # what an earlier start measured may be less
@@ -69,117 +62,54 @@ class VllmMemory:
             cores = self._launch.cores and tuple(
                 self._launch.cores[card] for card in (seat or range(self._launch.width))
             )
-            return Place(await self._image_paths(), cores=cores)
+            return Place(await self.images.paths(), cores=cores)
         await self.seat.take(seat)
-        return Place((), self.seat.seat, self.seat.utilization(), await asyncio.to_thread(self._near, self.seat))
-
-    def _near(self, seat: SeatMemory) -> tuple[Cores, ...]:
-        """The cores on the nodes of its cards, for all ranks together, unless vLLM itself is told to bind them."""
-        if self._launch.option("numa_bind"):
-            return ()
-        found = near(self._machine(), (seat.cards.facts(card).numa_node for card in seat.seat))
-        return (found,) if found else ()
-
-    async def _image_paths(self) -> tuple[str, ...]:
-        """Paths of the images that an earlier run left, else of new empty ones; none for an engine without images."""
-        if any(image.over for image in self.images):  # lost: the next ones are written from the files
-            await self._close_images()
-        if not self.images and self._launch.can_sleep:
-            for _ in range(self._launch.width):
-                self.images += (await WeightImage.held(self._launch.name, self._launch.user),)
-        return tuple(image.path for image in self.images)
+        bound = self._launch.option("numa_bind")  # vLLM itself binds the ranks
+        near_cards = () if bound else await asyncio.to_thread(_near, self._machine, self.seat)
+        return Place((), self.seat.seat, self.seat.utilization(), near_cards)
 
     async def secure_images(self, run: VllmRun) -> None:
         """Have the images written before the first sleep, unless the engine was loaded from them."""
-        if not self.images:
-            return
-        reports = await run.ask_ranks("memory_report")
-        fresh = [not report["loaded_from_image"] for report in reports]
-        if any(fresh):
-            self._canaries.clear()
-            for image, is_fresh in zip(self.images, fresh, strict=True):
-                if is_fresh and (await image.state()).sealed:  # the worker rejected it
-                    await image.renew()
-            await run.ask_ranks("write_image", self.move_seconds)
-        for image in self.images:
-            if not (await image.state()).sealed:
-                raise EngineError(f"engine '{self._launch.name}' left its image open to changes")
+        if await self.images.secure(run, self.move_seconds):
+            self.first_answers.forget()
 
     async def measure(self, run: VllmRun) -> None:
         """Replace the estimated footprint by a measured one."""
-        await self._measure(run)
-        self.is_measured = True
-
-    async def _measure(self, run: VllmRun) -> None:
         private = private_bytes(run.process.pid)
         if self.seat is not None:
             await self.seat.measure(await _reports(run, self.seat.seat))
             self.footprint = self.footprint._replace(device_awake=max(self.seat.awake), host_process=private)
-            return
-        self._ranks = tuple(_rank(report) for report in await run.ask_ranks("memory_report"))
-        if len(self._ranks) != self._launch.width:
-            raise EngineError(f"{len(self._ranks)} of the {self._launch.width} ranks have reported their memory")
-        awake = [rank.awake_bytes for rank in self._ranks]
-        self.footprint = self.footprint._replace(
-            device_awake=max(awake),
-            device_asleep=0,
-            host_process=max(0, private - sum(awake)),
-            host_image=sum([(await image.state()).size_bytes for image in self.images]),
-        )
+        else:
+            awake = await self._ranks.measure(run)
+            self.footprint = self.footprint._replace(
+                device_awake=max(awake),
+                device_asleep=0,
+                host_process=max(0, private - sum(awake)),
+                host_image=await self.images.size_bytes(),
+            )
+        self.is_measured = True
 
     def taking(self) -> AbstractContextManager[None]:
         """Note, within this context, that the engine may allocate its awake memory."""
         return nullcontext() if self.seat is None else self.seat.taking(self.footprint.device_awake)
 
-    def check_canary(self, answer: str, copy: int = 0) -> None:
-        """Store the first answer as correct. Raise EngineError if a later one differs, even after a restart."""
-        first = self._canaries.setdefault(copy, answer)
-        if answer != first:
-            raise EngineError(
-                f"engine '{self._launch.name}' answers its canary wrongly: {answer!r} now, {first!r} at first"
-            )
-
     async def before_sleep(self, run: VllmRun) -> HeldAwake | list[int]:
         """The figures that a sleep lowers: of the ranks and their cards, or private bytes of the ranks on a CPU."""
         if self.seat is None:
-            return self._private_of_ranks(run)
-        return await self.seat.before_sleep(await _reports(run, self.seat.seat))
+            return self._ranks.held(run)
+        return HeldAwake(await _reports(run, self.seat.seat), await self.seat.look())
 
     async def until_freed(self, run: VllmRun, before: HeldAwake | list[int]) -> None:
         """Wait until the system shows the memory of a sleep as freed. Raises `EngineError` if it is not."""
-        if self.seat is not None:
-            assert isinstance(before, HeldAwake)
-            reports = await _reports(run, self.seat.seat)
-            asleep = await self.seat.until_freed(before, reports)
-            pinned = sum(report.pinned_bytes for report in reports)
-            self.footprint = self.footprint._replace(
-                device_asleep=asleep, host_image=pinned or self.footprint.host_image
-            )
+        if self.seat is None:
+            assert isinstance(before, list), "taken by `before_sleep`"
+            await self._ranks.until_freed(run, before)
             return
-        assert isinstance(before, list), "taken by `before_sleep`"
-        await self._until_ranks_freed(run, before)
-
-    async def _until_ranks_freed(self, run: VllmRun, before: list[int]) -> None:
-        """Rank by rank: what one frees too much is no room on another's card."""
-        wanted = [round(FREED_SHARE * rank.awake_bytes) for rank in self._ranks]
-        now = asyncio.get_running_loop().time
-        deadline = now() + _FREED_SECONDS
-        while True:
-            freed = [then - held for then, held in zip(before, self._private_of_ranks(run), strict=True)]
-            short = [(seen, least) for seen, least in zip(freed, wanted, strict=True) if seen < least]
-            if not short:
-                return
-            if now() > deadline:
-                seen, least = short[0]
-                raise EngineError(f"engine '{self._launch.name}' sleeps but freed {seen} bytes, {least} were expected")
-            await asyncio.sleep(_FREED_POLL_SECONDS)  # the system does not announce that memory was freed
-
-    def _private_of_ranks(self, run: VllmRun) -> list[int]:
-        """Of a single one all processes count: it needs not be told apart from those beside it."""
-        if len(self._ranks) == 1:
-            return [private_bytes(run.process.pid)]
-        held = private_bytes_by_process(run.process.pid)
-        return [held.get(rank.pid, 0) for rank in self._ranks]
+        assert isinstance(before, HeldAwake)
+        reports = await _reports(run, self.seat.seat)
+        asleep = await self.seat.until_freed(before, reports)
+        pinned = sum(report.pinned_bytes for report in reports)
+        self.footprint = self.footprint._replace(device_asleep=asleep, host_image=pinned or self.footprint.host_image)
 
     async def while_it_ends(self, run: VllmRun, at_once: bool) -> None:
         """End a run, and wait until the GPU shows its memory as free."""
@@ -191,13 +121,14 @@ class VllmMemory:
 
     async def close(self) -> None:
         """Give the images back."""
-        self._canaries.clear()
-        await self._close_images()
+        self.first_answers.forget()
+        await self.images.close()
 
-    async def _close_images(self) -> None:
-        images, self.images = self.images, ()
-        for image in images:
-            await image.close()
+
+def _near(machine: Callable[[], Sequence[Core]], seat: SeatMemory) -> tuple[Cores, ...]:
+    """The cores on the nodes of its cards, for all ranks together."""
+    found = near(machine(), (seat.cards.facts(card).numa_node for card in seat.seat))
+    return (found,) if found else ()
 
 
 async def _reports(run: VllmRun, seat: Sequence[str]) -> tuple[RankReport, ...]:
@@ -205,6 +136,54 @@ async def _reports(run: VllmRun, seat: Sequence[str]) -> tuple[RankReport, ...]:
     await asyncio.to_thread(forget_reports, run.run_directory)
     await run.ask_worker("coe_report_memory")
     return await asyncio.to_thread(read_reports, run.run_directory, seat)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rank:
+    """One of the processes with the weights."""
+
+    pid: int
+    awake_bytes: int  # weights and KV cache
+
+
+class RankMemory:
+    """`width`: the number of ranks."""
+
+    def __init__(self, name: str, width: int) -> None:
+        self._name = name
+        self._width = width
+        self._ranks: tuple[_Rank, ...] = ()  # as they were measured
+
+    async def measure(self, run: VllmRun) -> list[int]:
+        """The bytes of each awake rank. Raises `EngineError`."""
+        self._ranks = tuple(_rank(report) for report in await run.ask_ranks("memory_report"))
+        if len(self._ranks) != self._width:
+            raise EngineError(f"{len(self._ranks)} of the {self._width} ranks have reported their memory")
+        return [rank.awake_bytes for rank in self._ranks]
+
+    def held(self, run: VllmRun) -> list[int]:
+        """Private bytes of each rank now. Of a single one all processes count: it needs not be told apart from those
+        beside it."""
+        if len(self._ranks) == 1:
+            return [private_bytes(run.process.pid)]
+        held = private_bytes_by_process(run.process.pid)
+        return [held.get(rank.pid, 0) for rank in self._ranks]
+
+    async def until_freed(self, run: VllmRun, before: list[int]) -> None:
+        """Wait until the system shows the memory of a sleep as freed, rank by rank: what one frees too much is no room
+        on another's card. Raises `EngineError` if it is not."""
+        wanted = [round(FREED_SHARE * rank.awake_bytes) for rank in self._ranks]
+        now = asyncio.get_running_loop().time
+        deadline = now() + _FREED_SECONDS
+        while True:
+            freed = [then - held for then, held in zip(before, self.held(run), strict=True)]
+            short = [(seen, least) for seen, least in zip(freed, wanted, strict=True) if seen < least]
+            if not short:
+                return
+            if now() > deadline:
+                seen, least = short[0]
+                raise EngineError(f"engine '{self._name}' sleeps but freed {seen} bytes, {least} were expected")
+            await asyncio.sleep(_FREED_POLL_SECONDS)  # the system does not announce that memory was freed
 
 
 def _rank(report: dict[str, Any]) -> _Rank:

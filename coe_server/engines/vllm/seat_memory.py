@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,12 +111,12 @@ class SeatMemory:
 
     async def measure(self, reports: Sequence[RankReport]) -> None:
         """Measure the memory of the awake ranks."""
-        look = await self._look()
-        self._context = tuple(self._context_of(rank, report, look) for rank, report in enumerate(reports))
-        self.awake = self._held = self._totals(reports)
-
-    async def before_sleep(self, reports: tuple[RankReport, ...]) -> HeldAwake:
-        return HeldAwake(reports, await self._look())
+        look = await self.look()
+        self._context = tuple(
+            _context_bytes(report, look.used[rank] - before.used, look.processes[rank], self._context_estimate)
+            for rank, (report, before) in enumerate(zip(reports, self._before, strict=True))
+        )
+        self.awake = self._held = _totals(reports, self._context)
 
     async def until_freed(self, before: HeldAwake, reports: Sequence[RankReport]) -> int:
         """Wait until each card shows the memory that its rank released. Returns the bytes that the largest rank keeps.
@@ -138,15 +138,15 @@ class SeatMemory:
             nonlocal others
             others = tuple(map(max, others, now.others))  # what was taken stays when the move that took it is over
             return [
-                least - self._freed(rank, before.reports[rank].pid, before.look, now, others[rank])
+                least - _freed(rank, before.reports[rank].pid, before.look, now, others[rank])
                 for rank, least in enumerate(wanted)
             ]
 
-        left = await self._until_none(missing)
+        left = await _until_none(missing, self.look)
         for rank, lacking in enumerate(left):
             if lacking > 0:
                 raise EngineError(_kept(self._name, self.seat[rank], wanted[rank] - lacking, wanted[rank]))
-        self._held = self._totals(reports)
+        self._held = _totals(reports, self._context)
         self._woken = tuple(
             asleep + report.pool_bytes for asleep, report in zip(self._held, before.reports, strict=True)
         )
@@ -161,7 +161,7 @@ class SeatMemory:
         if not self._held:
             return None
         try:
-            return await self._look()
+            return await self.look()
         except EngineError:
             return None
 
@@ -179,31 +179,15 @@ class SeatMemory:
             ]
 
         try:
-            lacking = max(await self._until_none(missing))
+            lacking = max(await _until_none(missing, self.look))
         except EngineError as error:
             logger.warning("engine '%s' ended; its GPU memory could not be checked: %s", self._name, error)
             return
         if lacking > 0:
             logger.warning("engine '%s' ended; the GPU holds %d bytes more than expected", self._name, lacking)
 
-    def _context_of(self, rank: int, report: RankReport, look: Look) -> int:
-        processes = look.processes[rank]
-        if processes is not None and report.pid in processes:
-            return max(0, processes[report.pid] - report.own_bytes)
-        seen = look.used[rank] - self._before[rank].used - report.own_bytes
-        likely = _LEAST_CONTEXT_BYTES <= seen <= self._context_estimate  # otherwise it includes another engine's move
-        return seen if likely else self._context_estimate
-
-    def _totals(self, reports: Sequence[RankReport]) -> tuple[int, ...]:
-        return tuple(report.own_bytes + context for report, context in zip(reports, self._context, strict=True))
-
-    def _freed(self, rank: int, pid: int, before: Look, now: Look, others: int) -> int:
-        old, new = before.processes[rank], now.processes[rank]
-        if old is not None and new is not None and pid in old:
-            return old[pid] - new.get(pid, 0)
-        return before.used[rank] - now.used[rank] + others
-
-    async def _look(self) -> Look:
+    async def look(self) -> Look:
+        """A reading of its cards now. Raises `EngineError` if the driver does not answer."""
         others = tuple(self.cards.taken_by_others(self, card) for card in self.seat)
 
         def look() -> Look:
@@ -219,15 +203,35 @@ class SeatMemory:
         except TimeoutError as error:
             raise EngineError(f"the GPU driver did not answer within {_DRIVER_SECONDS:g} s") from error
 
-    async def _until_none(self, missing: Callable[[Look], list[int]]) -> list[int]:
-        """The first reading without missing bytes, or the last one before the time limit."""
-        now = asyncio.get_running_loop().time
-        deadline = now() + _FREED_SECONDS
-        while True:
-            lacking = missing(await self._look())
-            if max(lacking) <= 0 or now() > deadline:
-                return lacking
-            await asyncio.sleep(_FREED_POLL_SECONDS)  # the system does not announce that memory was freed
+
+def _context_bytes(report: RankReport, taken: int, processes: dict[int, int] | None, estimate: int) -> int:
+    """What a rank holds and no allocator counts; `taken` is how much more is in use on its card than before it."""
+    if processes is not None and report.pid in processes:
+        return max(0, processes[report.pid] - report.own_bytes)
+    seen = taken - report.own_bytes
+    return seen if _LEAST_CONTEXT_BYTES <= seen <= estimate else estimate  # else it includes another engine's move
+
+
+def _totals(reports: Sequence[RankReport], context: Sequence[int]) -> tuple[int, ...]:
+    return tuple(report.own_bytes + uncounted for report, uncounted in zip(reports, context, strict=True))
+
+
+def _freed(rank: int, pid: int, before: Look, now: Look, others: int) -> int:
+    old, new = before.processes[rank], now.processes[rank]
+    if old is not None and new is not None and pid in old:
+        return old[pid] - new.get(pid, 0)
+    return before.used[rank] - now.used[rank] + others
+
+
+async def _until_none(missing: Callable[[Look], list[int]], look: Callable[[], Awaitable[Look]]) -> list[int]:
+    """What the first reading without missing bytes shows, or the last one before the time limit."""
+    now = asyncio.get_running_loop().time
+    deadline = now() + _FREED_SECONDS
+    while True:
+        lacking = missing(await look())
+        if max(lacking) <= 0 or now() > deadline:
+            return lacking
+        await asyncio.sleep(_FREED_POLL_SECONDS)  # the system does not announce that memory was freed
 
 
 def read_reports(folder: Path, seat: Sequence[str]) -> tuple[RankReport, ...]:

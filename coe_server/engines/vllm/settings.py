@@ -14,12 +14,11 @@ from coe_server.config.types import ByteCount
 from coe_server.engines.adapter import Adapter, misfit
 from coe_server.engines.cards import card_model
 from coe_server.engines.engine import Engine
-from coe_server.engines.settings import EndpointName, ExpertSettings, ReadsAdapter, Surroundings
+from coe_server.engines.settings import EndpointName, ExpertSettings, ReadsAdapter, Surroundings, never_in_host
 from coe_server.engines.vllm.args import copies_of, named, width_of
 from coe_server.engines.vllm.command import LONGEST_STEP_SECONDS, VllmLaunch, hub_source
 from coe_server.engines.vllm.engine import VllmEngine
-from coe_server.engines.vllm.footprint import base_shapes, known_bytes, model_bytes
-from coe_server.engines.vllm.measured_footprints import footprint_key
+from coe_server.engines.vllm.footprint import base_shapes, footprint_key, known_bytes, model_bytes
 from coe_server.errors import ConfigError
 
 _OF_RUNNER: dict[object, tuple[EndpointName, ...]] = {
@@ -42,7 +41,7 @@ class VllmExpert(ExpertSettings):
     sleep: bool = True  # false: on the device or on disk, never in host memory
 
     def build(self, surroundings: Surroundings) -> Engine:
-        launch = self._sized(self.launch(surroundings), surroundings)
+        launch = _sized(self, self.launch(surroundings), surroundings)
         if adapters := self.adapters(launch, surroundings):
             launch = replace(launch, adapters=adapters)
             check_fit(launch, adapters)
@@ -81,16 +80,6 @@ class VllmExpert(ExpertSettings):
             pulse_timeout_seconds=min(LONGEST_STEP_SECONDS, longest_answer_seconds),
         )
 
-    def _sized(self, launch: VllmLaunch, surroundings: Surroundings) -> VllmLaunch:
-        """The launch with the size of its weights. Local files take precedence, then `weights_bytes`, then the hub."""
-        source = hub_source(launch)
-        try:
-            if model_bytes(launch.model, source.environment, source.revision) is not None:
-                return launch
-            return replace(launch, weights_bytes=self.weights_bytes or surroundings.size_of_missing(launch))
-        except ConfigError as error:
-            raise ConfigError(f"experts.{launch.name}.model: {error}") from error
-
     @property
     def cards_taken(self) -> int:
         return width_of(self.args)
@@ -115,7 +104,7 @@ class VllmExpert(ExpertSettings):
     def contradictions(self) -> Iterator[str]:
         yield from super().contradictions()
         if not self.sleep:
-            yield from self.never_in_host("`sleep: true`")
+            yield from never_in_host(self, "`sleep: true`")
 
     def dangers(self) -> Iterator[str]:
         args = named(self.args)
@@ -144,6 +133,17 @@ class VllmExpert(ExpertSettings):
                 f"experts.{self.name}.model: {told if gguf else f'there is no model in the folder {model}'}"
             )
         return self.model_copy(update={"model": str(model)})
+
+
+def _sized(expert: VllmExpert, launch: VllmLaunch, surroundings: Surroundings) -> VllmLaunch:
+    """The launch with the size of its weights. Local files take precedence, then `weights_bytes`, then the hub."""
+    source = hub_source(launch)
+    try:
+        if model_bytes(launch.model, source.environment, source.revision) is not None:
+            return launch
+        return replace(launch, weights_bytes=expert.weights_bytes or surroundings.size_of_missing(launch))
+    except ConfigError as error:
+        raise ConfigError(f"experts.{launch.name}.model: {error}") from error
 
 
 _ASSUMED_RANK = 64  # of an adapter that is only planned with

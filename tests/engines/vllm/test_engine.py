@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from coe_server.engines.canary import FirstAnswers
 from coe_server.engines.cards import DeviceBytes
 from coe_server.engines.engine import EngineRequest
 from coe_server.engines.keeper import DROPPED, LONGEST_BYTES
@@ -24,7 +25,7 @@ from coe_server.engines.memory import private_bytes, process_tree
 from coe_server.engines.vllm.command import VllmLaunch, detect_platform
 from coe_server.engines.vllm.engine import VllmEngine, _bring_up
 from coe_server.engines.vllm.image import WeightImage
-from coe_server.engines.vllm.seat_memory import RankReport, SeatMemory
+from coe_server.engines.vllm.seat_memory import HeldAwake, RankReport, SeatMemory
 from coe_server.errors import EngineDied, EngineError, EngineStartFailed
 from tests.engines.conftest import (
     DEADLINE_SECONDS,
@@ -651,7 +652,7 @@ def test_a_start_that_ends_during_a_sleep_does_not_hide_what_the_sleep_freed() -
     async def story() -> int:
         awake, asleep = (RankReport(1, "GPU-a", size, 0, 0) for size in (3000, 0))
         card.taken = 4000
-        before = await memory.before_sleep((awake,))
+        before = HeldAwake((awake,), await memory.look())
         card.taken = 0  # the start is over, and its bytes are there
         return await memory.until_freed(before, (asleep,))
 
@@ -749,6 +750,6 @@ def test_the_first_answer_has_minutes_for_kernels_are_compiled_with_it(tmp_path:
     launch = VllmLaunch("french", "/models/french", 1, tmp_path, "cpu")
     asked = Asked()
     run = SimpleNamespace(launch=launch, http=asked, until_healthy=nothing)
-    memory = SimpleNamespace(secure_images=nothing, measure=nothing, seat=None, check_canary=lambda answer, copy: None)
+    memory = SimpleNamespace(secure_images=nothing, measure=nothing, seat=None, first_answers=FirstAnswers(launch.name))
     asyncio.run(_bring_up(run, memory))  # type: ignore[arg-type]  the parts of both that are used
     assert asked.limits_seconds == [300.0]

@@ -10,8 +10,7 @@ import pytest
 
 from coe_server.engines.engine import Footprint
 from coe_server.engines.vllm.engine import VllmEngine
-from coe_server.engines.vllm.footprint import estimated_footprint
-from coe_server.engines.vllm.measured_footprints import footprint_key, read_footprints, write_footprints
+from coe_server.engines.vllm.footprint import estimated_footprint, footprint_key, read_footprints, write_footprints
 from tests.engines.vllm.test_command import launch
 
 MEASURED = Footprint(device_awake=900, device_asleep=100, host_process=50, host_image=800)

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from typer.testing import CliRunner
 
-from coe_server.build.service import build_embedder, build_router
+from coe_server.build.router import build_embedder, build_router
 from coe_server.config.schema import load_config
 from coe_server.errors import ArtifactError, ConfigError, DatasetError, EmbeddingUnavailable
 from coe_server.routing import artifact as artifacts
