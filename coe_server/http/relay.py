@@ -68,8 +68,9 @@ class _Relay:
         self._parsed = attempt.request.parsed
         self._is_remote = not attempt.lease.mortal
         self._is_encoded = (_header(answer, "content-encoding") or "identity").strip().lower() != "identity"
-        self._is_event_stream = content_type(answer.headers) == "text/event-stream"
-        self._is_json = (content_type(answer.headers) or "").endswith("json")
+        kind = content_type(answer.headers) or ""
+        self._is_event_stream = kind == "text/event-stream"
+        self._is_json = kind.endswith("json")
         self.usage: UsageReader = UsageInEvents() if self._is_event_stream else UsageInBody()
         self._id_listener = attempt.request.id_listener(attempt.expert)
         self._heard = attempt.request.heard
