@@ -162,6 +162,7 @@ class Service:
     nodes: Nodes | None = None  # set on a front
     leaving: set[str] = field(default_factory=set)
     _on_nodes: dict[str, tuple[BestNode, Availability]] = field(default_factory=dict)
+    _here: dict[str, tuple[Outlook, Availability]] = field(default_factory=dict)
 
     @property
     def served(self) -> Collection[str]:
@@ -185,7 +186,8 @@ class Service:
 
     def availability(self) -> Mapping[str, Availability]:
         """Each expert by name, as things are now: to be read before the next await."""
-        here = _Availabilities(self.cache.waits.outlooks(), self.lengths, self.cache.slots.bases, self.leaving)
+        outlooks, bases = self.cache.waits.outlooks(), self.cache.slots.bases
+        here = _Availabilities(outlooks, self.lengths, bases, self.leaving, self._here)
         if self.nodes is None:
             return here
         return WithNodes(here, self.nodes, self.cache.slots, self.trained, self._on_nodes)
@@ -213,7 +215,7 @@ class _Availabilities(Mapping[str, Availability]):
     """The cache's outlooks in the router's words; of a failure only its first line, which callers may read.
 
     `bases`: the experts that share another's engine, each with that one, whose outlook is theirs. Those `leaving` are
-    absent.
+    absent. `told`: kept from request to request, by expert with its engine.
     """
 
     def __init__(
@@ -222,20 +224,23 @@ class _Availabilities(Mapping[str, Availability]):
         lengths: Mapping[str, TellsLength],
         bases: Mapping[str, str],
         leaving: Collection[str],
+        told: dict[str, tuple[Outlook, Availability]],
     ) -> None:
         self._outlooks = outlooks
         self._lengths = lengths
         self._bases = bases
         self._leaving = leaving
+        self._told = told
 
     def __getitem__(self, name: str) -> Availability:
         if name in self._leaving:
             raise KeyError(name)
         own = self._bases.get(name, name)
-        residency, wait_seconds, failure, returns_seconds = self._outlooks[own]
-        told = first_line(failure) if failure is not None else None
-        length = _told(self._lengths, own)
-        return Availability(cast(Residency, residency), wait_seconds, told, returns_seconds, length)
+        outlook, length = self._outlooks[own], _told(self._lengths, own)
+        before, there = self._told.get(own, (None, None))
+        if before is not outlook or there is None or there.longest_tokens != length:
+            self._told[own] = outlook, (there := _available(outlook, length))
+        return there
 
     def __iter__(self) -> Iterator[str]:
         every = (*self._outlooks, *self._bases)
@@ -283,6 +288,12 @@ class WithNodes(Mapping[str, Availability]):
 
     def __len__(self) -> int:
         return len(self._here) + len(self._missing)
+
+
+def _available(outlook: Outlook, length: int | None) -> Availability:
+    residency, wait_seconds, failure, returns_seconds = outlook
+    told = first_line(failure) if failure is not None else None
+    return Availability(cast(Residency, residency), wait_seconds, told, returns_seconds, length)
 
 
 def _at(best: BestNode) -> Availability:
