@@ -30,8 +30,9 @@ from coe_server.http.bodies.uploads import UploadLimits
 from coe_server.http.browsers import Hosts
 from coe_server.http.learner import Learner, with_table
 from coe_server.http.routes.quality import quality_of
-from coe_server.http.serving import Comparing, Decides, Serving, Traffic, reference_of
+from coe_server.http.serving import Comparing, Decides, Serving
 from coe_server.http.tracing.trace import NoTracing, Tracing
+from coe_server.http.traffic import Traffic, reference_of
 from coe_server.journal.entries import Retention
 from coe_server.journal.journal import Journal
 from coe_server.journal.steps import read_steps

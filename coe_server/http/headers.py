@@ -68,9 +68,8 @@ def node_headers(node: str, waited_ms: float) -> dict[str, str]:
 
 def told_wait_ms(headers: Pairs) -> float:
     """The wait that a node states in its answer; 0 if it states none."""
-    told = next((value for name, value in headers if name.lower() == WAIT), "")
     try:
-        return max(0.0, min(float(told), 1e9))
+        return max(0.0, min(float(header(headers, WAIT) or ""), 1e9))
     except ValueError:
         return 0.0
 
@@ -127,6 +126,11 @@ def content_type(headers: Pairs) -> str | None:
 def _type_in(value: str) -> str | None:
     found = _TYPE.fullmatch(value)
     return found and found[1].lower()
+
+
+def header(headers: Pairs, name: str) -> str | None:
+    """The first value of that name, given in lower case; None without one."""
+    return next((value for given, value in headers if given.lower() == name), None)
 
 
 def completed(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
