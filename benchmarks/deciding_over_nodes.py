@@ -29,7 +29,7 @@ from coe_server.cluster.connections import Access
 from coe_server.cluster.directory import NodeAddress, StaticDirectory
 from coe_server.cluster.nodes import Nodes
 from coe_server.cluster.snapshot import CapabilitiesOnNode, NodeSnapshot
-from coe_server.http.serving import WithNodes
+from coe_server.http.availability import WithNodes
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.artifact import HeldOut
 from coe_server.routing.conversation import Conversation

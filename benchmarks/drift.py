@@ -13,7 +13,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from benchmarks.document import document
-from coe_server.http.serving import Traffic, reference_of
+from coe_server.http.traffic import Traffic, reference_of
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import Availability, RouteOptions, RoutingDecision

@@ -231,13 +231,14 @@ class Telemetry:
 
     def answered(self, decision: RoutingDecision) -> None:
         """Count the cost of a routed answer, and that of the best single expert."""
-        if decision.costs is None or decision.cost is None or decision.saved is None:
+        costs, cost = decision.costs, decision.cost
+        if costs is None or cost is None:
             return
-        unit = decision.costs.unit
-        self.count(COST, unit, by=decision.cost)
-        self.count(BEST_SINGLE_COST, unit, by=decision.cost + decision.saved)
-        spent, instead = self.costs.get((decision.costs.best_single, unit), (0.0, 0.0))
-        self.costs[decision.costs.best_single, unit] = spent + decision.cost, instead + decision.cost + decision.saved
+        best = costs.of[costs.best_single]
+        self.count(COST, costs.unit, by=cost)
+        self.count(BEST_SINGLE_COST, costs.unit, by=best)
+        spent, instead = self.costs.get((costs.best_single, costs.unit), (0.0, 0.0))
+        self.costs[costs.best_single, costs.unit] = spent + cost, instead + best
 
     def took(self, expert: str, key: str | None, kind: str, tokens: int) -> None:
         """Add an answer's token count. Kept in dictionaries: a labelled counter is four times as slow."""

@@ -8,7 +8,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from coe_server.events import EventLog
-from coe_server.http.serving import Traffic
+from coe_server.http.traffic import Traffic
 from coe_server.journal.drift import OUTSIDE, Reference
 from coe_server.journal.entries import Retention
 from coe_server.journal.journal import Journal

@@ -18,8 +18,9 @@ from coe_server.http.bodies.presets import Preset
 from coe_server.http.bodies.uploads import UploadLimits
 from coe_server.http.learner import Learner
 from coe_server.http.routes.quality import quality_of
-from coe_server.http.serving import Comparing, Decides, Serving, Traffic, reference_of
+from coe_server.http.serving import Comparing, Decides, Serving
 from coe_server.http.tracing.trace import NoTracing, Tracing
+from coe_server.http.traffic import Traffic, reference_of
 from coe_server.journal.entries import Retention
 from coe_server.journal.journal import Journal
 from coe_server.routing.artifact import read_held_out

@@ -100,17 +100,16 @@ async def _prepared(
     key: Key | None = request.scope[CALLER]
     owner, serving, conversation = key.name if key else None, service.serving, parsed.conversation
     require_fan_out(parsed.fan_out, service.cache.limits.max_fan_out, owner, key.max_fan_out if key else None)
-    options, forwarded = replace(_options(service, parsed, key, owner), key=owner), NOTHING
+    options, forwarded, draw = _options(service, parsed, key, owner), NOTHING, None
     if service.node is not None and (key is None or key.node):
         forwarded = read_forwarded(request.headers.get(FORWARDED))
-        options = options if forwarded is NOTHING else replace(options, priority=forwarded.priority)
     if serving.embedder is not None and options.expert is None:
         conversation = await _embedded(service, conversation, serving.embedder)
     session = session_key(conversation, options, owner)
-    if kept := service.sessions.last(session, conversation, options):
-        options = replace(options, kept=kept)
-    elif may_draw and not conversation.continues:
-        options = replace(options, draw=random.random())
+    if (kept := service.sessions.last(session, conversation, options)) is None:
+        draw = random.random() if may_draw and not conversation.continues else None
+    priority = options.priority if forwarded is NOTHING else forwarded.priority
+    options = replace(options, key=owner, kept=kept, draw=draw, priority=priority)
     router = serving.router_for(session, options.objective)
     is_streamed, passed_on = wants_stream(parsed.body.fields), _passed_on(request)
     return RoutedRequest(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from uuid import uuid4
 
 from coe_server.routing.decision import RoutingDecision
@@ -39,9 +40,10 @@ def decision_headers(decision: RoutingDecision) -> dict[str, str]:
     if decision.category is not None and decision.confidence is not None:
         headers["x-coe-category"] = json.dumps(decision.category)[1:-1]
         headers["x-coe-confidence"] = f"{decision.confidence:.4f}"
-    if decision.cost is not None and decision.saved is not None:
-        headers["x-coe-cost"] = f"{decision.cost:.6g}"
-        headers["x-coe-saved"] = f"{decision.saved:.6g}"
+    cost, saved = decision.cost, decision.saved
+    if cost is not None and saved is not None:
+        headers["x-coe-cost"] = f"{cost:.6g}"
+        headers["x-coe-saved"] = f"{saved:.6g}"
     if decision.handovers:
         last = decision.handovers[-1]
         headers["x-coe-handed-over-from"] = last.first
@@ -66,9 +68,8 @@ def node_headers(node: str, waited_ms: float) -> dict[str, str]:
 
 def told_wait_ms(headers: Pairs) -> float:
     """The wait that a node states in its answer; 0 if it states none."""
-    told = next((value for name, value in headers if name.lower() == WAIT), "")
     try:
-        return max(0.0, min(float(told), 1e9))
+        return max(0.0, min(float(header(headers, WAIT) or ""), 1e9))
     except ValueError:
         return 0.0
 
@@ -106,18 +107,30 @@ _TYPE = re.compile(  # RFC 9110, 8.3.1; of two types in one value browsers take 
 def passed_headers(headers: Pairs) -> Iterator[tuple[str, str]]:
     """The expert's headers that are forwarded; types other than `_SHOWN` are sent as downloads."""
     headers = tuple(headers)
-    yield from ((name, value) for name, value in headers if name.lower() in _PASSED)
-    if content_type(headers) in _SHOWN:
-        yield from ((name, value) for name, value in headers if name.lower() == "content-type")
-    else:
+    is_shown = content_type(headers) in _SHOWN
+    for name, value in headers:
+        lower = name.lower()
+        if lower in _PASSED or (is_shown and lower == "content-type"):
+            yield name, value
+    if not is_shown:
         yield from _ATTACHED
 
 
 def content_type(headers: Pairs) -> str | None:
     """The one type that the headers name, in lower case and without parameters; None where it is none or unclear."""
     values = [value for name, value in headers if name.lower() == "content-type"]
-    found = _TYPE.fullmatch(values[0]) if len(values) == 1 else None
+    return _type_in(values[0]) if len(values) == 1 else None
+
+
+@lru_cache(maxsize=64)  # an engine has a few
+def _type_in(value: str) -> str | None:
+    found = _TYPE.fullmatch(value)
     return found and found[1].lower()
+
+
+def header(headers: Pairs, name: str) -> str | None:
+    """The first value of that name, given in lower case; None without one."""
+    return next((value for given, value in headers if given.lower() == name), None)
 
 
 def completed(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

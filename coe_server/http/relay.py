@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 from coe_server.engines.engine import EngineResponse
-from coe_server.errors import CoeError, EngineDied, EngineError, EngineRefused, TooLongForExpert, UpstreamLimited
+from coe_server.errors import EngineError
 from coe_server.http.answers.own_name import under_own_name
 from coe_server.http.answers.sse import (
     JUDGED_BYTES,
@@ -22,9 +21,9 @@ from coe_server.http.answers.sse import (
 )
 from coe_server.http.answers.usage import UsageInBody, UsageInEvents, UsageReader
 from coe_server.http.attempt import Attempt
-from coe_server.http.headers import content_type, passed_headers
+from coe_server.http.expert_errors import broken_off, failure, refusal
+from coe_server.http.headers import content_type, header, passed_headers
 from coe_server.upstream.complaint import Cause, json_value
-from coe_server.upstream.reply import retry_after_seconds
 from coe_server.upstream.verdict import (
     LOOKED_AT_BYTES,
     NO_STREAM,
@@ -37,10 +36,8 @@ from coe_server.upstream.verdict import (
 )
 
 LONGEST_COMPLAINT_BYTES = 2 * LOOKED_AT_BYTES
-_QUOTED_CHARACTERS = 300
 _NO_ANSWER = frozenset((Cause.ACCOUNT, Cause.BUSY, Cause.BROKEN))  # under HTTP 200: the caller has no use for it
 _ABOUT_ACCOUNT = frozenset((401, 402, 403, 407))  # whatever the message says
-_MAY_REPEAT_THE_PROMPT = frozenset((400, 404, 413, 422))
 _ACCOUNT_MEMBER = re.compile(rb'("user_id"\s*:\s*")([^"\\]*)')  # OpenRouter's, beside an error
 
 
@@ -67,9 +64,10 @@ class _Relay:
         self._out = attempt.out
         self._parsed = attempt.request.parsed
         self._is_remote = not attempt.lease.mortal
-        self._is_encoded = (_header(answer, "content-encoding") or "identity").strip().lower() != "identity"
-        self._is_event_stream = content_type(answer.headers) == "text/event-stream"
-        self._is_json = (content_type(answer.headers) or "").endswith("json")
+        self._is_encoded = (header(answer.headers, "content-encoding") or "identity").strip().lower() != "identity"
+        kind = content_type(answer.headers) or ""
+        self._is_event_stream = kind == "text/event-stream"
+        self._is_json = kind.endswith("json")
         self.usage: UsageReader = UsageInEvents() if self._is_event_stream else UsageInBody()
         self._id_listener = attempt.request.id_listener(attempt.expert)
         self._heard = attempt.request.heard
@@ -112,12 +110,12 @@ class _Relay:
     def _require_answer(self, body: bytes, verdict: Verdict) -> None:
         self.let_pass(verdict)
         if self._out.headed and not self._out.spoken and not is_events(body):  # the headers promised events
-            raise _failure(self._attempt.expert, self._answer, NO_STREAM)
+            raise failure(self._attempt.expert, self._answer, NO_STREAM)
 
     async def _unread(self) -> None:
         """Relay bytes unchanged as they arrive."""
         if self._out.headed:
-            raise _failure(self._attempt.expert, self._answer, NO_STREAM)
+            raise failure(self._attempt.expert, self._answer, NO_STREAM)
         async for chunk in self._answer.chunks():
             await self.say(chunk)
         await self._begin()
@@ -127,7 +125,7 @@ class _Relay:
         async for chunk in self._answer.chunks():
             await self.say(chunk)
         if not self._out.spoken:
-            raise _failure(self._attempt.expert, self._answer, judge_body(b"", "any", may_be_silent=False))
+            raise failure(self._attempt.expert, self._answer, judge_body(b"", "any", may_be_silent=False))
 
     async def _complaint(self) -> None:
         """Send an error about the request to the caller; raise an error of the expert itself, for the operator."""
@@ -135,10 +133,10 @@ class _Relay:
         body = b"" if self._is_encoded else await _all_of(answer.chunks())
         verdict = judge_status(answer.status, body)
         if verdict.is_ours or answer.status < 400:
-            raise _failure(expert, answer, verdict)
+            raise failure(expert, answer, verdict)
         self.let_pass(verdict)
         if _openai_error(body) is None:
-            raise _refusal(expert, answer, verdict, body)
+            raise refusal(expert, answer, verdict, body)
         body = _without_account(body) if self._is_remote else body
         if self._out.headed:  # the caller waits for a stream that has begun
             body = self._out.error_event(_openai_error(body) or {})
@@ -148,9 +146,9 @@ class _Relay:
         """Raise a failure, unless the caller should get the expert's response."""
         expert = self._attempt.expert
         if self.is_to_fail(verdict):
-            raise _failure(expert, self._answer, verdict)
+            raise failure(expert, self._answer, verdict)
         if verdict.is_failure:
-            self._attempt.failures.note(expert, _failure(expert, self._answer, verdict))
+            self._attempt.failures.note(expert, failure(expert, self._answer, verdict))
 
     def is_to_fail(self, verdict: Verdict) -> bool:
         """True if another expert is tried, or if the message is not for the caller."""
@@ -233,66 +231,7 @@ class _EventRelay:
         elif len(self._opening.held) > LONGEST_HELD_BYTES:
             raise EngineError(f"expert '{self._expert}' sent {LONGEST_HELD_BYTES} bytes of events without content")
         if verdict is not None and not is_for_caller:
-            raise _broken_off(self._expert, self._answer, verdict, self._out.spoken)
-
-
-def _broken_off(expert: str, answer: EngineResponse, verdict: Verdict, has_spoken: bool) -> CoeError:
-    """An error in a stream: an engine of this machine may be dead."""
-    if has_spoken or verdict.cause in {Cause.BROKEN, Cause.BUSY}:
-        return _with_cause(EngineDied(_told(expert, "broke off its answer", verdict)), answer, verdict)
-    return _failure(expert, answer, verdict)
-
-
-def _failure(expert: str, answer: EngineResponse, verdict: Verdict) -> CoeError:
-    """The error for a failed answer. Its first line may be shown to every caller."""
-    status = verdict.status
-    match verdict.cause:
-        case Cause.LIMITED:
-            told = _told(expert, "is at the request limit of its own server", verdict)
-            return UpstreamLimited(told, _asked_seconds(answer))
-        case Cause.CONTEXT if not verdict.about_account:
-            return TooLongForExpert(f"the request is longer than the context of expert '{expert}'")
-        case Cause.ACCOUNT:
-            error = EngineError(_told(expert, "did not accept this server's own account or credentials", verdict))
-        case _ if 300 <= answer.status < 400:
-            where = _header(answer, "location")
-            error = EngineError(f"expert '{expert}' answered with status {status}, a redirect\n{where}")
-        case _:
-            error = EngineError(_told(expert, _what_happened(answer, verdict), verdict))
-    return _with_cause(error, answer, verdict)
-
-
-def _refusal(expert: str, answer: EngineResponse, verdict: Verdict, body: bytes) -> EngineError:
-    """An error in an engine's own format, converted to OpenAI's."""
-    told = f"expert '{expert}' answered with status {answer.status}"
-    if answer.status >= 500:  # about the expert itself, so for the operator
-        error = _with_cause(EngineError(f"{told}\n{_quoted(verdict)}"), answer, verdict)
-        error.status, error.retry_after_seconds = answer.status, error.asked_seconds
-        return error
-    refused = EngineRefused(told, answer.status, body[:_QUOTED_CHARACTERS].decode(errors="replace"))
-    return _with_cause(refused, answer, verdict)
-
-
-def _with_cause(error: EngineError, answer: EngineResponse, verdict: Verdict) -> EngineError:
-    error.cause, error.backs_off = str(verdict.status), verdict.backs_off
-    error.asked_seconds = _asked_seconds(answer)
-    return error
-
-
-def _told(expert: str, what: str, verdict: Verdict) -> str:
-    return f"expert '{expert}' {what}\n{_quoted(verdict)}"
-
-
-def _what_happened(answer: EngineResponse, verdict: Verdict) -> str:
-    if answer.status >= 400:
-        return f"answered with status {answer.status}"
-    return f"gave no answer: {verdict.message}" if verdict.is_ours else "answered with an error"
-
-
-def _quoted(verdict: Verdict) -> str:
-    """The expert's own message for the log, unless it may repeat the prompt."""
-    told = verdict.message[:_QUOTED_CHARACTERS]
-    return f"status {verdict.status}" if verdict.status in _MAY_REPEAT_THE_PROMPT else f"{verdict.status}: {told}"
+            raise broken_off(self._expert, self._answer, verdict, self._out.spoken)
 
 
 def _openai_error(body: bytes) -> Mapping[str, Any] | None:
@@ -307,15 +246,6 @@ def _openai_error(body: bytes) -> Mapping[str, Any] | None:
 def _without_account(body: bytes) -> bytes:
     """The error unchanged in length, without this server's account name at the provider."""
     return _ACCOUNT_MEMBER.sub(lambda found: found[1] + b"*" * len(found[2]), body)
-
-
-def _header(answer: EngineResponse, name: str) -> str | None:
-    return next((value for given, value in answer.headers if given.lower() == name), None)
-
-
-def _asked_seconds(answer: EngineResponse) -> float | None:
-    """The seconds in the response's Retry-After; None without one."""
-    return retry_after_seconds(_header(answer, "retry-after"), datetime.now(UTC))
 
 
 async def _all_of(chunks: AsyncIterator[bytes]) -> bytes:

@@ -134,7 +134,7 @@ class RequestLog:
 
     def _fields(self, seconds: float) -> dict[str, Any]:
         decision, given = self._decision, callers_id(self._request.passed_on)
-        key, prompt = self._request.key_name, self._request.prompt
+        key, prompt, cost, saved = self._request.key_name, self._request.prompt, decision.cost, decision.saved
         return {
             "decision_id": decision.decision_id,
             "expert": self._expert,
@@ -144,8 +144,8 @@ class RequestLog:
             "objective": decision.objective,
             "router_version": decision.router_version,
             "routing_ms": round(decision.routing_ms, 3),
-            **({} if decision.cost is None else {"cost": decision.cost}),
-            **({} if decision.saved is None else {"saved": round(decision.saved, 6)}),
+            **({} if cost is None else {"cost": cost}),
+            **({} if saved is None else {"saved": round(saved, 6)}),
             **({} if key is None else {"key": key}),
             **({} if given is None else {"caller_request_id": given}),
             **self._facts,

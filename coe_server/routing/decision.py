@@ -198,19 +198,20 @@ class RoutingDecision:
     @property
     def cost(self) -> float | None:
         """The expert's cost with that of starts that were handed over, in `costs.unit`; None if unknown."""
-        own = None if self.costs is None else self.costs.of.get(self.expert)
-        return None if self.costs is None or own is None else own + self.wasted(self.costs.of)
+        if self.costs is None or (own := self.costs.of.get(self.expert)) is None:
+            return None
+        return own + self.wasted(self.costs.of)
 
     @property
     def saved(self) -> float | None:
         """What the answer costs less than the best single expert's; below 0 if it costs more."""
-        if self.costs is None or self.cost is None:
+        if self.costs is None or (cost := self.cost) is None:
             return None
-        return self.costs.of[self.costs.best_single] - self.cost
+        return self.costs.of[self.costs.best_single] - cost
 
     def wasted(self, costs: Mapping[str, float]) -> float:
         """What the starts that were handed over cost."""
-        return sum(one.wasted * costs.get(one.first, 0.0) for one in self.handovers)
+        return sum([one.wasted * costs.get(one.first, 0.0) for one in self.handovers]) if self.handovers else 0.0
 
     @property
     def has_another(self) -> bool:

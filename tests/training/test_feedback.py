@@ -12,7 +12,7 @@ import yaml
 from typer.testing import CliRunner
 
 from coe_server.cli import app as coe
-from coe_server.http.serving import Traffic, reference_of
+from coe_server.http.traffic import Traffic, reference_of
 from coe_server.journal.entries import Entry, Feedback
 from coe_server.journal.store import Store
 from coe_server.routing import artifact as artifacts

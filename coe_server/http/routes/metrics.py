@@ -16,7 +16,8 @@ from coe_server import metrics as named
 from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.prefetch import Guess
 from coe_server.cluster.nodes import Nodes
-from coe_server.http.serving import Service, Traffic
+from coe_server.http.serving import Service
+from coe_server.http.traffic import Traffic
 from coe_server.metrics import Metric, Telemetry
 
 Labels = TypeVar("Labels", bound=tuple[str, ...])
