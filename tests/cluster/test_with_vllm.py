@@ -7,8 +7,9 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.cluster.servers import as_process, free_port, front_settings, in_thread
+from tests.cluster.servers import as_process, front_settings, in_thread
 from tests.patience import until
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(3600)]
 START_PATIENCE_SECONDS = 1500.0  # beside eight busy processes a start takes two minutes
