@@ -565,9 +565,13 @@ def _processes(folder: Path) -> list[tuple[int, list[str]]]:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """One that no other program is given while this one lives: a socket stays bound to it, without listening."""
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server that listens on it has
+        holder.bind(("127.0.0.1", 0))
+        port = int(holder.getsockname()[1])
+        holder.detach()  # it stays open
+    return port
 
 
 def _text(options: argparse.Namespace, findings: Findings, memory: tuple[int, int]) -> str:

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from coe_server.cli import app
 from tests.patience import PATIENCE_SECONDS, until
+from tests.ports import free_port
 
 COE = Path(sys.executable).with_name("coe")
 
@@ -183,9 +184,7 @@ def test_experts_shows_a_running_server(tmp_path):
 @contextmanager
 def serving(folder, **settings):
     """`coe serve` on a free port, ready; stopped at the end."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     server = subprocess.Popen(
         [COE, "serve", config(folder, **settings), "--port", str(port)], stderr=subprocess.DEVNULL
     )

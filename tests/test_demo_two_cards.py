@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -16,6 +15,7 @@ import pytest
 import yaml
 
 from tests.patience import PATIENCE_SECONDS, until
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.vllm, pytest.mark.long, pytest.mark.timeout(1800)]
 
@@ -84,12 +84,6 @@ def settings_of(root, vllm_environment, folder):
         if expert["name"] == WIDE:
             expert["ttl_seconds"] = 5
     return settings
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextmanager

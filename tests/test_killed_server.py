@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ import pytest
 import yaml
 
 from tests.patience import PATIENCE_SECONDS, until
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(3600)]  # beside eight busy processes a start takes two minutes
 
@@ -23,9 +23,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(3600)]  # beside eight busy 
 @contextmanager
 def one_real_expert(root, vllm_environment, folder, run_directories):
     """`coe serve` with a single tiny expert; its run directories are in a folder of their own."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     config = folder / "serve.yaml"
     expert = {"name": "french", "engine": "vllm", "model": str(root / "demo/experts/french"), "preload": "host"}
     config.write_text(

@@ -17,6 +17,7 @@ import yaml
 
 from coe_server.routing import artifact as artifacts
 from tests.patience import PATIENCE_SECONDS, received_until, until
+from tests.ports import free_port
 from tests.routing.small_artifact import SIZES, TEXTS, held_out, objective, small_artifact
 
 BETTER = {"code": "coder", "french": "linguist", "maths": "coder", "general": "coder"}
@@ -46,9 +47,7 @@ def settings(port, shutdown_seconds=20, **changes):
 
 @contextmanager
 def serving(folder, **changes):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     config = folder / "serve.yaml"
     config.write_text(yaml.safe_dump(settings(port, **changes)))
     log = folder / "server.log"

@@ -4,7 +4,6 @@ import http.client
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import pytest
 import yaml
 
 from tests.patience import PATIENCE_SECONDS, until
+from tests.ports import free_port
 from tests.same_user import powerless
 
 COE = Path(sys.executable).with_name("coe")
@@ -31,9 +31,7 @@ def hosted(**more):
 @contextmanager
 def serving(folder, before=(), **settings):
     """The process, a way to ask it, its configuration and its log."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     config, log = folder / "serve.yaml", folder / "server.log"
     settings = {"http": {"port": port}, "keys": KEYS, "experts": [PRETEND], **settings}
     config.write_text(yaml.safe_dump(settings))

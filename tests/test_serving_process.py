@@ -7,25 +7,23 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tests.patience import PATIENCE_SECONDS, until
+from tests.ports import free_port
+
 COE = Path(sys.executable).with_name("coe")
 EXPERT = {"name": "a", "engine": "simulated", "weights_bytes": "1GiB", "start_seconds": 0, "preload": "device"}
-GENEROUS_SECONDS = 40.0
 
 
 @contextmanager
 def serving(folder, host="127.0.0.1", **http):
     """The process, its address, its configuration and its log; ended at the end."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.bind((host, 0))
-        port = probe.getsockname()[1]
+    port = free_port(host)
     config, log = folder / "serve.yaml", folder / "server.log"
     settings = {"memory": {"device": "2GiB", "host": "2GiB"}, "experts": [EXPERT]}
     config.write_text(yaml.safe_dump({**settings, "http": {"host": host, "port": port, **http}}))
@@ -38,20 +36,17 @@ def serving(folder, host="127.0.0.1", **http):
     finally:
         if process.poll() is None:
             process.kill()
-        process.wait(GENEROUS_SECONDS)
+        process.wait(PATIENCE_SECONDS)
 
 
-def until(condition):
-    deadline = time.monotonic() + GENEROUS_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+def coe(*words):
+    return subprocess.run([COE, *words], capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
 
 
 def asked(address, method, path):
     """All that comes back; nothing where nothing answers."""
     try:
-        with closing(socket.create_connection(address, timeout=GENEROUS_SECONDS)) as wire:
+        with closing(socket.create_connection(address, timeout=PATIENCE_SECONDS)) as wire:
             wire.sendall(f"{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n".encode())
             return everything(wire)
     except ConnectionError:
@@ -78,13 +73,13 @@ def has_ipv6():
 def test_an_ipv6_address_has_brackets_wherever_it_is_written(tmp_path):
     with serving(tmp_path, "::1") as (_, (_, port), config, log):
         assert f"listening on http://[::1]:{port}/v1;" in log.read_text()
-        shown = subprocess.run([COE, "experts", config], capture_output=True, text=True, timeout=60, check=False)
+        shown = coe("experts", config)
         assert shown.returncode == 0, shown.stderr
         assert shown.stdout.splitlines()[1].split()[0] == "a"
-        again = subprocess.run([COE, "serve", config], capture_output=True, text=True, timeout=60, check=False)
+        again = coe("serve", config)
         assert again.returncode == 1
         assert f"cannot listen on [::1]:{port}: address already in use" in again.stderr
-    gone = subprocess.run([COE, "experts", config], capture_output=True, text=True, timeout=60, check=False)
+    gone = coe("experts", config)
     assert f"no server answers at http://[::1]:{port} (" in gone.stderr
 
 
@@ -104,7 +99,7 @@ def test_a_server_that_stops_in_the_middle_of_bodies_says_so_in_our_shape(tmp_pa
         wires = {}
         for path in PATHS:
             for kind, half in HALF.items():
-                wire = open_.enter_context(closing(socket.create_connection(address, timeout=GENEROUS_SECONDS)))
+                wire = open_.enter_context(closing(socket.create_connection(address, timeout=PATIENCE_SECONDS)))
                 wire.sendall(f"POST {path} HTTP/1.1\r\nhost: localhost\r\n".encode() + half)
                 wires[path, kind] = wire
         assert "200 OK" in asked(address, "GET", "/healthz")  # what came before is read by now
@@ -117,7 +112,7 @@ def test_a_server_that_stops_in_the_middle_of_bodies_says_so_in_our_shape(tmp_pa
             assert error["message"] == "the server is stopping"
             assert error["code"] == "expert_unavailable"
             assert path != "/v1/messages" or error["type"] == "overloaded_error"
-        assert process.wait(GENEROUS_SECONDS) == -signal.SIGTERM
+        assert process.wait(PATIENCE_SECONDS) == -signal.SIGTERM
     assert "Traceback" not in log.read_text()
 
 
@@ -135,7 +130,7 @@ def test_at_the_limit_of_open_files_one_line_says_so_and_what_to_do(tmp_path):
         resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (limit, hard))
         with ExitStack() as open_:
             for _ in range(20):
-                open_.enter_context(closing(socket.create_connection(address, timeout=GENEROUS_SECONDS)))
+                open_.enter_context(closing(socket.create_connection(address, timeout=PATIENCE_SECONDS)))
             until(lambda: "limit of open files" in log.read_text())
         resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (hard, hard))
         until(lambda: "200 OK" in asked(address, "GET", "/healthz"))

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import anthropic as anthropic_client
 import openai
 
 Ask = Callable[["Side"], Any]
@@ -124,9 +123,11 @@ def raw(path: str, embedder: bool = False, encoding: str = "utf-8", **fields: An
 
 def anthropic(stream: bool = False, temperature: float = 0.0, **options: Any) -> Ask:
     def ask(side: Side) -> Any:
+        from anthropic import Anthropic  # noqa: PLC0415  two seconds, which no test needs that only knows the cases
+
         fields = {"model": side.model, "max_tokens": 12, "messages": MESSAGES, **options}
         fields["extra_body"] = {"temperature": temperature}  # the library has no argument for it any more
-        with anthropic_client.Anthropic(base_url=side.url, api_key="none", max_retries=0) as client:
+        with Anthropic(base_url=side.url, api_key="none", max_retries=0) as client:
             if not stream:
                 return plain(client.messages.create(**fields))
             return [plain(one) for one in client.messages.create(**fields, stream=True)]

@@ -49,4 +49,5 @@ class Limits:
     max_generation_seconds: float = 120.0  # per answer
     prefetch: bool = True  # load likely experts, and free memory for them, before a request
     probe_timeout_seconds: float = 5.0  # timeout of a liveness probe; then the engine is stopped
+    death_notice_seconds: float = 8.0  # vLLM's API process outlives a killed engine core by up to 7 s
     min_tenure_seconds: float = 0.0  # for so long an expert with waiting requests is evicted for overdue ones only

@@ -43,7 +43,6 @@ from coe_server.routing.decision import RoutingDecision
 
 logger = logging.getLogger(__name__)
 
-DEATH_NOTICE_SECONDS = 8.0  # vLLM's API process outlives a killed engine core by up to 7 s
 _CHOSEN_BY_CALLER = frozenset(("requested", "sticky"))  # decisions that do not depend on an expert's tier
 
 
@@ -192,11 +191,14 @@ class RoutedResponse(Response):
                 if lease.mortal:
                     lease.suspect_engine()
                 may_retry = may_retry and not self._out.spoken and self._request.repeatable
-                if may_retry and await lease.engine_is_gone(DEATH_NOTICE_SECONDS):
+                if may_retry and await self._has_died(lease):
                     _warn(self._decision, self._out, error)
                     self._log.trace.lost(error)
                     raise _DiedAlone from error
                 raise
+
+    async def _has_died(self, lease: Lease) -> bool:
+        return await lease.engine_is_gone(self._cache.limits.death_notice_seconds)
 
     async def _lease(self) -> Lease:
         """A lease on the chosen expert; if it is evicted during the wait, the choice is made once more."""
@@ -242,7 +244,7 @@ class RoutedResponse(Response):
             async with longest, lease.engine.send(sent) as answer:
                 may_retry = may_retry and request.repeatable
                 attempt = self._at_its_node(attempt, answer)
-                if answer.status >= 500 and may_retry and await lease.engine_is_gone(DEATH_NOTICE_SECONDS):
+                if answer.status >= 500 and may_retry and await self._has_died(lease):
                     raise EngineDied(f"expert '{attempt.expert}' answered with status {answer.status} and died")
                 await relay(attempt, answer if judging is None else judging.held(attempt, answer))
                 # and this is not its own refusal

@@ -12,8 +12,9 @@ from pathlib import Path
 import yaml
 
 from benchmarks.ray_machines import ray_machines
-from tests.cluster.servers import ENVIRONMENT, as_process, free_port, front_settings
+from tests.cluster.servers import ENVIRONMENT, as_process, front_settings
 from tests.patience import PATIENCE_SECONDS, until
+from tests.ports import free_port
 
 
 class OnRay:

@@ -180,12 +180,6 @@ def cluster(nodes, **front):
         yield gate, there
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @contextmanager
 def as_process(folder, name, settings, port):
     """`coe serve` as a process, killed at the end whatever its state."""

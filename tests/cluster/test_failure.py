@@ -15,13 +15,13 @@ from tests.cluster.servers import (
     as_process,
     cluster,
     expert,
-    free_port,
     front_settings,
     in_thread,
     node_settings,
     relay,
 )
 from tests.patience import PATIENCE_SECONDS, until
+from tests.ports import free_port
 
 # FastAPI silences it with a filter that is not per thread, and here several servers start in threads.
 pytestmark = pytest.mark.filterwarnings("ignore::pydantic.warnings.UnsupportedFieldAttributeWarning")

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.on_ray import on_ray
-from tests.cluster.test_with_vllm import START_PATIENCE_SECONDS, answer, asked, loaded_on, node, tiny_model
+from tests.cluster.test_with_vllm import START_PATIENCE_SECONDS, answer, asked, loaded_on, node
+from tests.engines.tiny_llama import tiny_llama
 from tests.patience import until
 
 pytestmark = [
@@ -22,8 +23,8 @@ BOXES = {"box-a", "box-b"}
 
 
 @pytest.fixture(scope="module")
-def two(root, vllm_environment, tmp_path_factory):
-    model = tiny_model(root, vllm_environment, tmp_path_factory.mktemp("model"))
+def two(vllm_environment, tmp_path_factory):
+    model = tiny_llama(tmp_path_factory.mktemp("model"))
     settings = node(model, vllm_environment / "bin/vllm", "french", "german")
     limits = {"max_generation_seconds": START_PATIENCE_SECONDS}
     settings |= {"http": {"port": 0, "shutdown_seconds": 1}}

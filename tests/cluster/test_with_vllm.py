@@ -1,14 +1,15 @@
 """Two nodes with real vLLM engines on a CPU, two tiny experts each, behind one front. The tests tell one story."""
 
 import json
-import subprocess
 import threading
 from contextlib import ExitStack
 
 import pytest
 
-from tests.cluster.servers import as_process, free_port, front_settings, in_thread
+from tests.cluster.servers import as_process, front_settings, in_thread
+from tests.engines.tiny_llama import tiny_llama
 from tests.patience import until
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(3600)]
 START_PATIENCE_SECONDS = 1500.0  # beside eight busy processes a start takes two minutes
@@ -49,17 +50,10 @@ def node(model, command, *experts):
     }
 
 
-def tiny_model(root, vllm_environment, folder):
-    """A model of a few megabytes, made in this folder."""
-    maker = root / "tests/engines/make_tiny_llama.py"
-    subprocess.run([vllm_environment / "bin/python", maker, folder / "model"], check=True, capture_output=True)
-    return folder / "model"
-
-
 @pytest.fixture(scope="module")
-def two(root, vllm_environment, tmp_path_factory):
+def two(vllm_environment, tmp_path_factory):
     folder = tmp_path_factory.mktemp("cluster")
-    made = Cluster(folder, tiny_model(root, vllm_environment, folder), vllm_environment / "bin/vllm")
+    made = Cluster(folder, tiny_llama(folder / "model"), vllm_environment / "bin/vllm")
     try:
         yield made
     finally:

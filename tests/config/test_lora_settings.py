@@ -1,4 +1,4 @@
-"""Adapters in a configuration: what belongs to their base, which bases they can have, and what their files decide."""
+"""Adapters in a configuration: what belongs to their base, as for presets; which bases they can have; their files."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from tests.engines.small_adapter import HIDDEN, SHAPES, WIDE, make_adapter, make
 
 BASE = {"name": "coder", "engine": "vllm", "model": "./coder", "context_tokens": 8192}
 ADAPTER = {"name": "sql", "engine": "lora", "base": "coder", "adapter": "./sql"}
+PRESET = {"name": "thinker", "engine": "preset", "of": "coder", "set": {"seed": 1}}
 LAYER = "model.layers.0.mlp.down_proj"
 
 
@@ -99,6 +100,7 @@ def test_the_footprint_grows_by_its_adapters_and_is_measured_anew(folder: Path) 
     assert key_of(together.launch) != key_of(alone.launch)
 
 
+@pytest.mark.parametrize("one", [ADAPTER, PRESET], ids=["adapter", "preset"])
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -110,9 +112,11 @@ def test_the_footprint_grows_by_its_adapters_and_is_measured_anew(folder: Path) 
         ("max_concurrency", 2),
     ],
 )
-def test_what_decides_about_memory_belongs_to_the_base(folder: Path, key: str, value: object) -> None:
-    told = mistakes(folder, BASE, {**ADAPTER, key: value})
-    assert told == [f"experts.sql.{key}: belongs to its base, 'coder'; give it there"]
+def test_what_decides_about_memory_belongs_to_the_base(
+    folder: Path, one: dict[str, Any], key: str, value: object
+) -> None:
+    told = mistakes(folder, BASE, {**one, key: value})
+    assert told == [f"experts.{one['name']}.{key}: belongs to its base, 'coder'; give it there"]
 
 
 @pytest.mark.parametrize(
@@ -130,12 +134,12 @@ def test_what_decides_about_memory_belongs_to_the_base(folder: Path, key: str, v
             "experts.sql.base: 'other' is an adapter of 'coder' and cannot be a base",
         ),
         (
-            [{"name": "thinker", "engine": "preset", "of": "coder", "set": {"seed": 1}}],
+            [PRESET],
             {"base": "thinker"},
             "experts.sql.base: 'thinker' has no engine of its own; name 'coder'",
         ),
         (
-            [{"name": "thinker", "engine": "preset", "of": "sql", "set": {"seed": 1}}],
+            [{**PRESET, "of": "sql"}],
             {},
             "experts.thinker.of: 'sql' is an adapter of 'coder' and cannot be a base",
         ),

@@ -1,4 +1,4 @@
-"""Presets in a configuration: what they may say, and what belongs to their base."""
+"""Presets in a configuration: what they may say. What belongs to their base: see `test_lora_settings`."""
 
 from __future__ import annotations
 
@@ -70,22 +70,6 @@ def test_a_remote_experts_preset_is_sent_with_the_remote_models_name() -> None:
     remote = {"name": "hosted", "engine": "remote", "base_url": "http://127.0.0.1:1/v1", "model": "some-model"}
     found = config(remote, {**PRESET, "of": "hosted"})
     assert found.engine_models == {"hosted": "some-model", "thinker": "some-model"}
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("pin", "device"),
-        ("preload", "host"),
-        ("ttl_seconds", 60),
-        ("kv_cache", "1GiB"),
-        ("cards", [0]),
-        ("max_concurrency", 2),
-    ],
-)
-def test_what_decides_about_memory_belongs_to_the_base(tmp_path: Path, key: str, value: object) -> None:
-    told = mistakes(tmp_path, BASE, {**PRESET, key: value})
-    assert told == [f"experts.thinker.{key}: belongs to its base, 'qwen3'; give it there"]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ import yaml
 from coe_server.engines.memory import process_tree
 from tests.cuda.cards import GIB, VARIABLE, Cards
 from tests.patience import PATIENCE_SECONDS, until
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 COE = Path(sys.executable).with_name("coe")
@@ -69,9 +69,7 @@ class Served:
 
 @contextmanager
 def serving(folder, environment, experts, memory=MEMORY, kv_cache="1GiB"):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     settings = {
         "http": {"port": port},
         "memory": memory,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.patience import PATIENCE_SECONDS
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 Adapt = Callable[[str, int], str]  # the guide's serve.yaml and a free port -> one that runs here
@@ -43,9 +43,7 @@ class Reader:
     def __init__(self, folder: Path, adapt: Adapt) -> None:
         self.folder = folder
         self.adapt = adapt
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         self.environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         self.server: subprocess.Popen[bytes] | None = None

@@ -181,10 +181,11 @@ def test_keep_alives_go_out_while_tokens_are_held(router):
 
 def test_if_the_second_expert_fails_the_first_one_is_asked_again_and_its_answer_goes_out(router):
     refuses = Says(500, b'{"error": {"message": "oops", "code": 500}}')
-    with running_server(experts(big=[refuses]), router=router) as server:
+    limits = Limits(death_notice_seconds=0)
+    with running_server(experts(big=[refuses]), router=router, limits=limits) as server:
         _, headers, raw = ask(server, WORDS, stream=True)
         assert (headers["x-coe-expert"], headers["x-coe-reason"]) == ("coder", "fallback")
-    with running_server(experts(big=[refuses], coder=[refuses]), router=router) as server:
+    with running_server(experts(big=[refuses], coder=[refuses]), router=router, limits=limits) as server:
         _, headers, raw = ask(server, WORDS, stream=True)
         assert (headers["x-coe-expert"], headers["x-coe-reason"]) == ("linguist", "fallback")
         assert b'"content": "linguist"' in raw

@@ -91,7 +91,7 @@ def test_a_right_key_opens_beside_any_other_credential(server, beside):
 
 
 def raw_status(server, *lines):
-    wire = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+    wire = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE_SECONDS)
     try:
         wire.putrequest("GET", "/v1/models")
         for name, value in lines:

@@ -5,6 +5,7 @@ import logging
 
 import pytest
 
+from coe_server.cache.scheduler import Limits
 from coe_server.errors import EngineDied, EngineStartFailed
 from coe_server.keys import Key, Keyring, hashed
 from tests.http.server import running_server
@@ -71,7 +72,8 @@ def test_a_request_that_ends_with_an_error_of_ours_has_its_status_in_the_log(ans
 @pytest.mark.parametrize("status", [400, 500])
 def test_an_experts_own_refusal_is_not_among_the_times_that_answers_take(status, caplog):
     refusal = Says(status, b'{"error": {"message": "no", "code": "no"}}')
-    with caplog.at_level(logging.INFO), running_server({"a": Breaking("a", [refusal])}) as server:
+    limits = Limits(death_notice_seconds=0)
+    with caplog.at_level(logging.INFO), running_server({"a": Breaking("a", [refusal])}, limits=limits) as server:
         assert stream(server, model="a")[0] == status
         names = ("coe_time_to_first_token_seconds_count", "coe_answer_seconds_count")
         counted = [[value(server, name, expert="a") for name in names]]

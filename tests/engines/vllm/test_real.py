@@ -6,10 +6,8 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,83 +15,26 @@ import pytest
 
 from coe_server.engines.engine import EngineRequest
 from coe_server.engines.memory import private_bytes, process_tree
-from coe_server.engines.vllm.command import VllmLaunch
 from coe_server.engines.vllm.engine import VllmEngine
 from coe_server.engines.vllm.footprint import model_bytes
 from coe_server.errors import EngineDied, EngineError
 from coe_server.http.logprobs import TakenFromBody, TakenFromEvents
 from tests.engines.conftest import eventually, run_directory_of, runs
+from tests.engines.tiny_llama import tiny_llama
+from tests.engines.vllm.real import KV_CACHE_BYTES, Real, started
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1800)]  # an engine needs 20 s to start on a quiet machine
 
-KV_CACHE_BYTES = 128 << 20
 
-
-@dataclass
-class Real:
-    """One engine and the loop it lives in."""
-
-    engine: VllmEngine
-    model: Path
-    runner: asyncio.Runner
-
-    @property
-    def keeper(self) -> int:
-        assert self.engine._run is not None
-        return self.engine._run.process.pid
-
-    @property
-    def core(self) -> int:
-        """The process that holds the weights: the largest, below the API server."""
-        return max(process_tree(self.keeper)[2:], key=private_bytes)
-
-    def ask(self, text: str, **options: Any) -> list[bytes]:
-        return self.runner.run(self._ask(text, options))
-
-    def tokens(self, text: str) -> list[int]:
-        answer = json.loads(b"".join(self.ask(text, return_token_ids=True)))
-        tokens: list[int] = answer["choices"][0]["token_ids"]
-        return tokens
-
-    def completed(self, text: str, **options: Any) -> list[bytes]:
-        return self.runner.run(self._ask(text, options, "/v1/completions"))
-
-    async def _ask(self, text: str, options: dict[str, Any], path: str = "/v1/chat/completions") -> list[bytes]:
-        said = {"prompt": text} if path == "/v1/completions" else {"messages": [{"role": "user", "content": text}]}
-        body = {"model": "french", **said, "max_tokens": 24}
-        body |= {"temperature": 0, "ignore_eos": True} | options
-        headers = (("content-type", "application/json"),)
-        request = EngineRequest("POST", path, headers, json.dumps(body).encode())
-        async with self.engine.send(request) as response:
-            assert response.status == 200
-            return [chunk async for chunk in response.chunks()]
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llama(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
-def real(vllm_environment: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
-    folder = tmp_path_factory.mktemp("real")
-    model = folder / "model"
-    maker = Path(__file__).parents[1] / "make_tiny_llama.py"
-    subprocess.run([vllm_environment / "bin/python", maker, model], check=True, capture_output=True)
-    launch = VllmLaunch(
-        name="french",
-        model=str(model),
-        kv_cache_bytes=KV_CACHE_BYTES,
-        log_directory=folder / "logs",
-        platform="cpu",
-        command=(str(vllm_environment / "bin/vllm"),),
-        args={"max_model_len": 512, "max_num_seqs": 8},
-        inherited=os.environ,
-        environment={"HF_HUB_OFFLINE": "1"},
-        start_timeout_seconds=900,
-    )
-    with asyncio.Runner() as runner:
-        engine = VllmEngine(launch)
-        runner.run(engine.start())
-        try:
-            yield Real(engine, model, runner)
-        finally:
-            runner.run(engine.stop())
+def real(vllm_environment: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
+    with started(vllm_environment, tmp_path_factory.mktemp("real"), model) as found:
+        yield found
 
 
 def test_a_started_engine_answers_under_the_experts_name(real: Real) -> None:
@@ -178,9 +119,9 @@ def listening(pids: list[int]) -> list[str]:
     return [row[1].partition(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets]
 
 
-def test_its_footprint_is_exact_and_the_estimate_was_not_too_small(real: Real) -> None:
-    report = real.runner.run(real.engine.running().ask_worker("memory_report"))
-    footprint, file_bytes = real.engine.footprint, model_bytes(str(real.model))
+def test_its_footprint_is_exact_and_the_estimate_was_not_too_small(real: Real, model: Path) -> None:
+    report = real.report()
+    footprint, file_bytes = real.engine.footprint, model_bytes(str(model))
     assert file_bytes is not None
     assert footprint.device_awake == report["weights_bytes"] + report["kv_cache_bytes"]
     assert (
@@ -201,13 +142,13 @@ def test_sleep_frees_weights_and_kv_cache_wake_restores_them_and_no_sleep_copies
         assert awake_bytes - asleep_bytes >= 0.9 * real.engine.footprint.device_awake
         real.runner.run(real.engine.wake())
         assert private_bytes(real.core) - asleep_bytes >= 0.9 * real.engine.footprint.device_awake
-        report = real.runner.run(real.engine.running().ask_worker("memory_report"))
+        report = real.report()
         assert report["image_writes"] == 1, round_number
         assert [real.tokens(text) for text in ("hello", "the lazy dog", "1 2 3")] == before
 
 
 def test_linear_layers_are_packed_for_speed_and_sleep_all_the_same(real: Real) -> None:
-    report = real.runner.run(real.engine.running().ask_worker("memory_report"))
+    report = real.report()
     four_in_each = 4 * 4  # of four layers; the output layer is tied to the embedding
     assert report["packed_layers"] == (four_in_each if multiplies_16_bits() else 0)
 
@@ -218,12 +159,12 @@ def multiplies_16_bits() -> bool:
     return "avx_ne_convert" in flags.split() or {"avx512bw", "avx512vl", "avx512dq"} <= set(flags.split())
 
 
-def test_the_image_holds_the_weights_and_answers_come_from_it(real: Real) -> None:
+def test_the_image_holds_the_weights_and_answers_come_from_it(real: Real, model: Path) -> None:
     """The proof that wake really reads the image: its bytes contain the model's embedding, word for word."""
     (held,) = real.engine._memory.images
     with open(held.path, "rb") as file:
         image = file.read()
-    weights = (real.model / "model.safetensors").read_bytes()
+    weights = (model / "model.safetensors").read_bytes()
     header_bytes = int.from_bytes(weights[:8], "little")
     first, last = json.loads(weights[8 : 8 + header_bytes])["model.embed_tokens.weight"]["data_offsets"]
     start = 8 + header_bytes
@@ -250,7 +191,7 @@ def test_a_killed_engine_core_is_noticed_and_the_next_start_takes_its_weights_fr
     with pytest.raises(EngineDied):
         real.tokens("hello")
     real.runner.run(real.engine.start())
-    report = real.runner.run(real.engine.running().ask_worker("memory_report"))
+    report = real.report()
     assert (report["loaded_from_image"], report["image_writes"]) == (True, 0)
     assert real.tokens("hello") == before
     real.runner.run(real.engine.sleep())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,10 @@ import pytest
 
 from coe_server.engines.cores import divided, here
 from coe_server.engines.memory import private_bytes_by_process, process_tree
-from coe_server.engines.vllm.command import VllmLaunch
 from coe_server.engines.vllm.engine import VllmEngine
 from tests.engines.conftest import runs
-from tests.engines.vllm.test_real import KV_CACHE_BYTES, Real
+from tests.engines.tiny_llama import tiny_llama
+from tests.engines.vllm.real import KV_CACHE_BYTES, Real, started
 from tests.patience import until
 
 pytestmark = [
@@ -32,29 +31,9 @@ TEXTS = ("hello", "the lazy dog", "1 2 3")
 @pytest.fixture(scope="module")
 def real(vllm_environment: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
     folder = tmp_path_factory.mktemp("wide")
-    model = folder / "model"
-    maker = Path(__file__).parents[1] / "make_tiny_llama.py"
-    subprocess.run([vllm_environment / "bin/python", maker, model], check=True, capture_output=True)
-    launch = VllmLaunch(
-        name="french",
-        model=str(model),
-        kv_cache_bytes=KV_CACHE_BYTES,
-        log_directory=folder / "logs",
-        platform="cpu",
-        command=(str(vllm_environment / "bin/vllm"),),
-        args={"max_model_len": 512, "max_num_seqs": 8, "tensor_parallel_size": 2},
-        inherited=os.environ,
-        environment={"HF_HUB_OFFLINE": "1"},
-        start_timeout_seconds=900,
-        cores=CARDS,
-    )
-    with asyncio.Runner() as runner:
-        engine = VllmEngine(launch)
-        runner.run(engine.start(seat=(0, 1)))
-        try:
-            yield Real(engine, model, runner)
-        finally:
-            runner.run(engine.stop())
+    args = {"max_model_len": 512, "max_num_seqs": 8, "tensor_parallel_size": 2}
+    with started(vllm_environment, folder, tiny_llama(folder / "model"), seat=(0, 1), args=args, cores=CARDS) as found:
+        yield found
 
 
 def reports(real: Real) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from coe_server.upstream.content_coding import CHUNK_BYTES, TAKEN, zstd
 from tests.http.server import running_server
 from tests.http.test_api import simulated
 from tests.http.test_engine_paths import BODIES, Listening
+from tests.patience import PATIENCE_SECONDS
 
 ENCODERS = {
     "gzip": gzip.compress,
@@ -74,7 +75,7 @@ def test_every_endpoint_that_reads_a_body_reads_compressed_ones(server, coding):
 def test_codings_in_several_headers_are_one_list(server):
     body = json.dumps({"model": "a", **BODIES["/v1/completions"]}).encode()
     raw = zstd.compress(zlib.compress(body))
-    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as wire:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_SECONDS) as wire:
         wire.sendall(
             b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\n"
             b"content-encoding: deflate\r\ncontent-encoding: zstd\r\n"
@@ -130,7 +131,7 @@ def test_a_compressed_body_in_many_chunks_is_read(server):
     body = json.dumps({"model": "a", **BODIES["/v1/completions"], "y": "y" * CHUNK_BYTES}).encode()
     raw = gzip.compress(body, 0)
     chunks = b"".join(b"%x\r\n%b\r\n" % (len(raw[i : i + 99]), raw[i : i + 99]) for i in range(0, len(raw), 99))
-    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as wire:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_SECONDS) as wire:
         wire.sendall(
             b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\n"
             b"content-encoding: gzip\r\ntransfer-encoding: chunked\r\n"
