@@ -27,8 +27,9 @@ from coe_server.routing.local_embedders import LOCAL
 from coe_server.routing.probes import shown
 from coe_server.routing.router import Router
 from coe_server.system.visible import visible
-from router_training.data.dataset import read_prompts, read_rows
+from router_training.data.dataset import read_prompts
 from router_training.data.near_duplicates import LEAST_RESEMBLANCE, resemblance
+from router_training.data.rows import read_rows
 
 MOST_READ = 20_000  # prompts, the last ones of the files
 

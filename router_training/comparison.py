@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from coe_server.errors import DatasetError
 from coe_server.routing.intervals import FEWEST, Interval, interval
-from router_training.data.dataset import read_rows
+from router_training.data.rows import read_rows
 
 Vector = npt.NDArray[np.float64]
 

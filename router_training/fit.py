@@ -18,7 +18,8 @@ from coe_server.routing.router import Router
 from coe_server.system.files import require_writable_folder
 from router_training import Track
 from router_training.classifier.discovery import with_categories
-from router_training.classifier.features import basis_of, rows_between
+from router_training.classifier.features import basis_of
+from router_training.classifier.sparse_rows import rows_between
 from router_training.config import TrainingConfig
 from router_training.cross_fit.draft import Learned, counted, grown, learn
 from router_training.cross_fit.out_of_fold import cross_validated

@@ -1,4 +1,4 @@
-"""remap(): solves an artifact's step two again for new budgets, limits or experts; options and output of `map`.
+"""remap(): solves an artifact's step two again for new budgets, limits or experts; output of `map`.
 
 Step one stays: its out-of-fold predictions in the artifact stand for the traffic. Gains can only be measured with
 prompts and outcomes of every expert; without them an objective is marked as not measured.
@@ -7,9 +7,9 @@ prompts and outcomes of every expert; without them an objective is marked as not
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,13 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 
-from coe_server.config.types import require_served_name
 from coe_server.errors import ArtifactError, ConfigError
 from coe_server.routing import artifact as artifacts
 from coe_server.routing import artifact_checks
 from coe_server.routing.artifact import Artifact, HeldOut
 from coe_server.routing.classifier import normalised_entropy
 from coe_server.routing.decision import GENERAL
-from coe_server.routing.manifest import ExpertEntry, Manifest, ObjectiveEntry
+from coe_server.routing.manifest import Manifest, ObjectiveEntry
 from coe_server.system.files import require_writable_folder
 from router_training import Track
 from router_training.assignment.objectives import Budget, Grounds, Limits, decided, front_points, solve_objective
@@ -39,25 +38,13 @@ from router_training.evaluation.gains import refusal
 from router_training.evaluation.metrics import Bootstrap
 from router_training.evaluation.worth import worth_sentence
 from router_training.feedback import with_feedback
+from router_training.map_options import MapOptions
 from router_training.probes import carry_over, held_out_with, with_new_experts
 from router_training.report.page import NothingToReport, write_report
 
 Vector = npt.NDArray[np.float64]
 
 ROUNDING = 1e-3  # of a multiplier fitted on predictions kept in half precision
-
-
-@dataclass(frozen=True, slots=True)
-class MapOptions:
-    """Changes to the artifact: objective -> budget, limits, new experts; and the files to learn from."""
-
-    budgets: Mapping[str, float] = field(default_factory=dict)
-    limits: Limits = field(default_factory=Limits)
-    new_experts: Sequence[ExpertEntry] = ()
-    prompts: Sequence[Path] = ()
-    outcomes: Sequence[Path] = ()
-    feedback: Path | None = None
-    resamples: int = 1000
 
 
 def remap(folder: Path, out: Path, options: MapOptions, track: Track, prepare: Prepare = nothing_to_embed) -> Artifact:
@@ -106,11 +93,6 @@ def chosen_shares(folder: Path) -> dict[str, dict[str, float]]:
         traffic = np.bincount(chosen, grounds.weights, len(grounds.experts)) / grounds.weights.sum()
         shares[name] = dict(zip(grounds.experts, traffic.tolist(), strict=True))
     return shares
-
-
-def budget_name(amount: float) -> str:
-    """The default name of an objective with this budget."""
-    return f"budget-{amount:g}b"
 
 
 def _corrected(before: Artifact, feedback: Path | None) -> Artifact:
@@ -246,42 +228,6 @@ WIDTH_OF_A_FILE = 160
 NO_GAP = 1e-9  # rounding
 
 
-def read_map_options(
-    *,
-    budgets: Sequence[float],
-    objectives: Sequence[str],
-    limits: Limits,
-    experts: Sequence[str],
-    prompts: Sequence[Path],
-    outcomes: Sequence[Path],
-    feedback: Path | None = None,
-) -> MapOptions:
-    """Raises ConfigError naming the word that cannot be read."""
-    named = {budget_name(amount): _positive("--budget", str(amount)) for amount in budgets}
-    for text in objectives:
-        name, amount = _named_pair("--objective", text)
-        named[name] = _positive("--objective", amount)
-    return MapOptions(named, limits, [_expert(text) for text in experts], prompts, outcomes, feedback)
-
-
-def read_limits(
-    hosted_params_b: float | None, max_experts: int | None, pins: Sequence[str], bans: Sequence[str]
-) -> Limits:
-    """Raises ConfigError naming the word that cannot be read."""
-    banned: dict[str, list[str]] = {}
-    for text in bans:
-        category, expert = _pair("--ban", text)
-        banned.setdefault(category, []).append(expert)
-    pinned: dict[str, str] = {}
-    for text in pins:
-        category, expert = _pair("--pin", text)
-        if pinned.setdefault(category, expert) != expert:
-            raise ConfigError(
-                f"--pin: {category!r} is pinned to {pinned[category]!r} and to {expert!r}; name one expert"
-            )
-    return Limits(hosted_params_b, max_experts, pinned, banned)
-
-
 def print_worth(folder: Path) -> None:
     """Print what the router is worth, where it has been measured since the mapping was solved."""
     evaluation = artifact_checks.read_evaluation(folder, artifact_checks.read_manifest(folder)) or {}
@@ -325,46 +271,3 @@ def _shares(shares: Mapping[str, float]) -> str:
 
 def _percent(share: float) -> str:
     return "<1 %" if share < 0.01 else f"{share:.0%}".replace("%", " %")
-
-
-def _expert(text: str) -> ExpertEntry:
-    name, amounts = _named_pair("--expert", text)
-    parts = amounts.split(",")
-    if len(parts) not in {2, 3}:
-        raise ConfigError(f"--expert {text}: expected NAME=ACTIVE,TOTAL or NAME=ACTIVE,TOTAL,PRICE")
-    active, total, *price = (_positive("--expert", part) for part in parts)
-    return ExpertEntry(
-        name=name,
-        active_params_b=active,
-        total_params_b=total,
-        price_per_million_tokens=price[0] if price else None,
-        context_tokens=None,
-        vision=False,
-        tools=True,
-    )
-
-
-def _pair(option: str, text: str) -> tuple[str, str]:
-    left, equals, right = text.rpartition("=")
-    if not equals or not left or not right:
-        raise ConfigError(f"{option} {text!r}: expected KEY=VALUE")
-    return left, right
-
-
-def _named_pair(option: str, text: str) -> tuple[str, str]:
-    """A pair NAME=VALUE with a name that can be served."""
-    name, right = _pair(option, text)
-    try:
-        return require_served_name(name), right
-    except ValueError as error:
-        raise ConfigError(f"{option}: {error}") from error
-
-
-def _positive(option: str, text: str) -> float:
-    try:
-        amount = float(text)
-    except ValueError as error:
-        raise ConfigError(f"{option}: {text!r} is not a number") from error
-    if not 0.0 < amount < float("inf"):
-        raise ConfigError(f"{option}: {text} is not above 0")
-    return amount

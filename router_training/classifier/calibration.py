@@ -18,7 +18,7 @@ from sklearn.isotonic import IsotonicRegression
 
 from coe_server.routing.classifier import Calibration, Corrections, Isotonic, Sigmoid, Temperature, softmax
 from router_training import Track
-from router_training.classifier.features import Gram
+from router_training.classifier.gram import Gram
 from router_training.data.dataset import Dataset
 from router_training.data.split import Fold
 

@@ -21,8 +21,10 @@ from coe_server.routing.features import Features, Vectoriser, of_length_one
 from coe_server.routing.gate import EmbeddedGate, Gate, NgramGate, nearest_mean, postings
 from router_training import Track
 from router_training.classifier.calibration import fitted_calibration
-from router_training.classifier.features import Basis, Gram, Matrix
+from router_training.classifier.features import Basis
+from router_training.classifier.gram import Gram
 from router_training.classifier.models import KINDS, Kind, batch_logits, fit_model
+from router_training.classifier.sparse_rows import Matrix
 from router_training.config import TrainingConfig
 from router_training.data.dataset import Dataset
 from router_training.data.split import Fold

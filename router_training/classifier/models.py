@@ -22,7 +22,7 @@ from sklearn.svm import LinearSVC
 
 from coe_server.routing.classifier import CategoryModel, LinearModel, NeighbourModel, PerceptronModel, softmax
 from coe_server.routing.features import Floats
-from router_training.classifier.features import Gram
+from router_training.classifier.gram import Gram
 from router_training.config import ClassifierSettings
 
 Matrix = sp.csr_array

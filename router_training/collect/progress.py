@@ -1,4 +1,4 @@
-"""Progress bars of a collection, its result for each expert, and the outcomes file."""
+"""What a collection found of each expert, as it is printed, and the outcomes file."""
 
 from __future__ import annotations
 
@@ -10,14 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
-from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.progress import TimeRemainingColumn as TimeLeftColumn
 from rich.table import Table
 
 from coe_server.config.addresses import shown_address
@@ -248,73 +245,3 @@ def _table(tally: Tally) -> Table:
         counts = (one.answers, one.missing, *(one.faults[fault] for fault in faults), one.output_tokens)
         table.add_row(expert, mean, *(f"{count:,}" for count in counts), per_answer)
     return table
-
-
-EVERYTHING = "everything"
-
-
-class Bars(Protocol):
-    """Receives the number of planned requests and each completed one."""
-
-    def plan(self, steps: Mapping[str, int]) -> None:
-        """Set the planned requests under each name; called again when the numbers change."""
-
-    def advance(self, name: str) -> None:
-        """Count one completed or failed request under this name."""
-
-    def say(self, sentence: str) -> None:
-        """Print a permanent line."""
-
-
-class SilentBars:
-    """Ignores everything, for tests and callers without a terminal."""
-
-    def plan(self, steps: Mapping[str, int]) -> None: ...
-
-    def advance(self, name: str) -> None: ...
-
-    def say(self, sentence: str) -> None: ...
-
-
-class TerminalBars:
-    """Progress bars on a terminal; elsewhere printed lines only. A context manager."""
-
-    def __init__(self, console: Console) -> None:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("requests"),
-            TimeElapsedColumn(),
-            TextColumn("time left"),
-            TimeLeftColumn(),
-        )
-        self._console = console
-        self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
-        self._tasks: dict[str, TaskID] = {}
-        self._steps: dict[str, int] = {}
-
-    def __enter__(self) -> TerminalBars:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
-
-    def plan(self, steps: Mapping[str, int]) -> None:
-        self._steps.update(steps)
-        for name, total in {**self._steps, EVERYTHING: sum(self._steps.values())}.items():
-            if name in self._tasks:
-                self._progress.update(self._tasks[name], total=total)
-            elif total:
-                self._tasks[name] = self._progress.add_task(name, total=total, start=False)
-
-    def advance(self, name: str) -> None:
-        for task in (self._tasks[name], self._tasks[EVERYTHING]):
-            self._progress.start_task(task)
-            self._progress.advance(task)
-
-    def say(self, sentence: str) -> None:
-        self._console.print(visible(sentence), markup=False)

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 from coe_server.errors import DatasetError
 from router_training.collect.settings import Message, Target
-from router_training.data.dataset import read_rows
+from router_training.data.rows import read_rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,9 +24,9 @@ from coe_server.errors import DatasetError
 from coe_server.routing.features import normalised, word_hashes
 from coe_server.system.files import replacing, require_writable_file
 from coe_server.system.visible import visible
+from router_training.collect.bars import Bars
 from router_training.collect.endpoint import Endpoint, Refusal
 from router_training.collect.faults import is_refusal
-from router_training.collect.progress import Bars
 from router_training.data.near_duplicates import LEAST_RESEMBLANCE, resemblance
 
 AT_ONCE = 20  # prompts asked for in one request

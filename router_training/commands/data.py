@@ -39,8 +39,8 @@ def prompts(
     """
     with mistakes_as_sentences():
         from coe_server.config.routes import read_routes
+        from router_training.collect.bars import TerminalBars
         from router_training.collect.endpoint import Endpoint
-        from router_training.collect.progress import TerminalBars
         from router_training.collect.settings import api_key, base_url_option, proxy_for
         from router_training.collect.synthetic import OPTIONS, show_written, write_prompts
 
@@ -84,7 +84,8 @@ def collect(
     Example: coe-train collect collect.yaml --prompts prompts.jsonl --out outcomes.jsonl
     """
     with mistakes_as_sentences():
-        from router_training.collect.progress import TerminalBars, show_cost_factors, show_steps, show_tally
+        from router_training.collect.bars import TerminalBars
+        from router_training.collect.progress import show_cost_factors, show_steps, show_tally
         from router_training.collect.run import Files, plan
         from router_training.collect.run import collect as run_collect
         from router_training.collect.settings import read_collect_config

@@ -49,8 +49,8 @@ def evaluate(
         from router_training.data.dataset import read_dataset
         from router_training.data.trained_on import prompts_trained_on
         from router_training.evaluation.evaluation import evaluate as evaluate_artifact
-        from router_training.evaluation.evaluation import show_evaluation
         from router_training.evaluation.metrics import Bootstrap
+        from router_training.evaluation.summary import show_evaluation
 
         if json_file is not None:
             require_writable_file("--json", json_file)

@@ -118,7 +118,8 @@ def map_(
     """
     with mistakes_as_sentences():
         from router_training.data.embeddings import nothing_to_embed
-        from router_training.remap import chosen_shares, print_table, print_worth, read_limits, read_map_options, remap
+        from router_training.map_options import read_limits, read_map_options
+        from router_training.remap import chosen_shares, print_table, print_worth, remap
 
         options = read_map_options(
             budgets=budget,

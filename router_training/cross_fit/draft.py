@@ -18,8 +18,9 @@ from router_training import Track
 from router_training.assignment.objectives import factors_of, score_entries
 from router_training.classifier.calibration import fitted_corrections, residuals
 from router_training.classifier.classifier import StepOne, calibrated, fit_step_one, with_named_classifier
-from router_training.classifier.features import Basis, Matrix, basis_of, count_ngrams
+from router_training.classifier.features import Basis, basis_of, count_ngrams
 from router_training.classifier.models import kind_of
+from router_training.classifier.sparse_rows import Matrix
 from router_training.config import TrainingConfig
 from router_training.cross_fit.out_of_fold import OutOfFold, front_of, predict_out_of_fold, solve_objectives
 from router_training.data.dataset import Dataset

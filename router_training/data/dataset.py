@@ -5,37 +5,37 @@ Does not depend on features or models. A missing outcome is NaN, never zero.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from coe_server.errors import DatasetError, RequestError
-from coe_server.routing.conversation import Conversation, read_messages
-from coe_server.routing.features import well_formed
-from coe_server.system.visible import visible
+from coe_server.errors import DatasetError
+from coe_server.routing.conversation import Conversation
 from router_training.data.first_tokens import COLUMNS, FirstTokens
 from router_training.data.provenance import FAULTS, WEAK, Provenance
+from router_training.data.rows import (
+    Row,
+    category_in,
+    conversation_in,
+    is_nothing,
+    name_in,
+    number_in,
+    read_rows,
+    shown_value,
+    text_in,
+    weight_in,
+)
 
 Ints = npt.NDArray[np.int64]
 Vector = npt.NDArray[np.float64]
-Row = Mapping[str, Any]
 
-HEAVIEST = 1e9  # largest weight of a prompt: sums of squares of thousands of them stay finite
-LONGEST_NAME = 200  # characters of a category, as an artifact's manifest keeps it
 MOST_NAMED = 5  # prompts in a sentence
-LONGEST_SHOWN = 80  # characters of a wrong value
 OUTCOME_COLUMNS = ("prompt_id", "expert", "score", "scored_by", "fault", "output_tokens", *COLUMNS)
-ONE_A_LINE = "expected one JSON object a line, or Parquet with a name that ends in .parquet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,25 +122,25 @@ def read_dataset(
     """
     columns = ("prompt_id", "prompt", "messages", label, "group", "weight", "synthetic")
     rows = [(path, number, row) for path in prompts for number, row in read_rows(path, columns)]
-    ids = tuple(_text(path, number, row, "prompt_id") for path, number, row in rows)
+    ids = tuple(text_in(path, number, row, "prompt_id") for path, number, row in rows)
     _refuse_duplicates(ids, prompts)
-    labels = [_category(path, number, row, label) for path, number, row in rows]
+    labels = [category_in(path, number, row, label) for path, number, row in rows]
     categories = tuple(sorted({name for name in labels if name is not None}))
     index = {name: position for position, name in enumerate(categories)}
     recorded = _read_scores(outcomes, ids, experts)
     return Dataset(
         prompt_ids=ids,
-        conversations=tuple(_conversation(path, number, row) for path, number, row in rows),
+        conversations=tuple(conversation_in(path, number, row) for path, number, row in rows),
         categories=categories,
         labels=np.array([-1 if name is None else index[name] for name in labels], dtype=np.int64),
-        groups=np.array([_name(path, number, row, "group") or "" for path, number, row in rows]),
-        weights=np.array([_weight(path, number, row) for path, number, row in rows]),
+        groups=np.array([name_in(path, number, row, "group") or "" for path, number, row in rows]),
+        weights=np.array([weight_in(path, number, row) for path, number, row in rows]),
         experts=tuple(experts),
         scores=recorded.scores,
         copies=np.arange(len(ids)),
         unscored=int((recorded.null & np.isnan(recorded.scores)).sum()),
         origin=Provenance(
-            np.array([_name(path, number, row, "synthetic") or "" for path, number, row in rows]),
+            np.array([name_in(path, number, row, "synthetic") or "" for path, number, row in rows]),
             np.array(recorded.weak),
             recorded.faults,
         ),
@@ -162,7 +162,9 @@ def read_prompts(paths: Sequence[Path], label: str = "category") -> list[Prompt]
     columns = ("prompt_id", "prompt", "messages", label)
     return [
         Prompt(
-            _text(path, number, row, "prompt_id"), _conversation(path, number, row), _category(path, number, row, label)
+            text_in(path, number, row, "prompt_id"),
+            conversation_in(path, number, row),
+            category_in(path, number, row, label),
         )
         for path in paths
         for number, row in read_rows(path, columns)
@@ -185,13 +187,13 @@ class _Recorded:
     def note(self, path: Path, number: int, row: Row, position: int, expert: str) -> None:
         """Record the score, who gave it, what is wrong with the answer besides its content, and what its tokens say."""
         column = list(self.faults).index(expert)
-        self.scores[position, column] = _number(path, number, row, "score", 1.0)
+        self.scores[position, column] = number_in(path, number, row, "score", 1.0)
         if (kind := row.get("scored_by")) in WEAK:
             self.weak[position] = str(kind)
         if row["score"] == 0 and (fault := row.get("fault")) in FAULTS:
             self.faults[expert][str(fault)] += 1
         if (wrong := self.said.note(position, column, row)) is not None:
-            raise DatasetError(f"{path}, row {number}: {wrong} must be a number up to 0, not {_shown(row[wrong])}")
+            raise DatasetError(f"{path}, row {number}: {wrong} must be a number up to 0, not {shown_value(row[wrong])}")
 
 
 def _read_scores(outcomes: Sequence[Path], ids: Sequence[str], experts: Sequence[str]) -> _Recorded:
@@ -207,21 +209,21 @@ def _read_scores(outcomes: Sequence[Path], ids: Sequence[str], experts: Sequence
     )
     for path in outcomes:
         for number, row in read_rows(path, OUTCOME_COLUMNS):
-            column = column_of.get(_text(path, number, row, "expert"))
+            column = column_of.get(text_in(path, number, row, "expert"))
             if column is None:
                 raise DatasetError(
-                    f"{path}, row {number}: unknown expert {_shown(row['expert'])} (known: {', '.join(experts)})"
+                    f"{path}, row {number}: unknown expert {shown_value(row['expert'])} (known: {', '.join(experts)})"
                 )
-            position = row_of.get(_text(path, number, row, "prompt_id"))
+            position = row_of.get(text_in(path, number, row, "prompt_id"))
             if position is None:
                 continue  # an outcome file may cover more prompts than this run uses
-            if "score" in row and _is_nothing(row["score"]):
+            if "score" in row and is_nothing(row["score"]):
                 recorded.null[position, column] = True
                 continue
             if not math.isnan(scores[position, column]):
                 raise DatasetError(
-                    f"{path}, row {number}: a second outcome of {_shown(row['expert'])} for prompt"
-                    f" {_shown(row['prompt_id'])}"
+                    f"{path}, row {number}: a second outcome of {shown_value(row['expert'])} for prompt"
+                    f" {shown_value(row['prompt_id'])}"
                 )
             recorded.note(path, number, row, position, experts[column])
     if np.isnan(scores).all():
@@ -235,124 +237,9 @@ def _nothing_recorded(prompts: int, null: int) -> str:
     return f"no outcome belongs to any of the {prompts} prompts"
 
 
-def read_rows(path: Path, columns: Collection[str] | None = None) -> Iterable[tuple[int, Row]]:
-    """The rows of a JSONL or Parquet file, numbered from 1; of Parquet only these `columns`, if given.
-
-    A lone surrogate, which JSON can express and UTF-8 cannot, is read as "?", as in serving.
-    Raises DatasetError naming file and row.
-    """
-    if not path.is_file():
-        raise DatasetError(f"{path}: no such file")
-    if path.suffix == ".parquet":
-        return enumerate(_parquet_rows(path, columns), start=1)
-    return _json_rows(path)
-
-
-def _parquet_rows(path: Path, columns: Collection[str] | None) -> list[Row]:
-    try:
-        with pq.ParquetFile(path) as file:
-            wanted = None if columns is None else [name for name in file.schema_arrow.names if name in columns]
-            table = file.read(wanted)
-    except (pa.ArrowException, OSError) as error:
-        raise DatasetError(f"{path} is not a Parquet file: {' '.join(str(error).split())}") from error
-    try:
-        rows: list[Row] = table.to_pylist()
-    except (ValueError, OverflowError, pa.ArrowException) as error:  # text that is not UTF-8, times out of range
-        raise DatasetError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-    return rows
-
-
-def _json_rows(path: Path) -> Iterable[tuple[int, Row]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = _well_formed(json.loads(line))
-            except (ValueError, RecursionError) as error:
-                raise DatasetError(f"{path}, row {number} is not JSON ({error}); {ONE_A_LINE}") from error
-            if not isinstance(row, dict):
-                raise DatasetError(f"{path}, row {number} is not an object; {ONE_A_LINE}")
-            yield number, row
-
-
-def _well_formed(value: Any) -> Any:
-    """The value with lone surrogates replaced."""
-    if isinstance(value, str):
-        return value if value.isascii() else well_formed(value)
-    if isinstance(value, list):
-        return [_well_formed(one) for one in value]
-    if isinstance(value, dict):
-        return {well_formed(key): _well_formed(one) for key, one in value.items()}
-    return value
-
-
-def _conversation(path: Path, number: int, row: Row) -> Conversation:
-    if isinstance(row.get("prompt"), str):
-        return Conversation.of_prompt(row["prompt"])
-    if not isinstance(row.get("messages"), list):
-        raise DatasetError(f"{path}, row {number} has neither a text 'prompt' nor a list of 'messages'")
-    try:
-        return read_messages(row["messages"])
-    except RequestError as error:
-        raise DatasetError(f"{path}, row {number}: {error}") from error
-
-
-def _text(path: Path, number: int, row: Row, column: str) -> str:
-    value = _name(path, number, row, column)
-    if value is None:
-        raise DatasetError(f"{path}, row {number} has no {column!r}")
-    return value
-
-
-def _name(path: Path, number: int, row: Row, column: str) -> str | None:
-    """A text, or a number as text (0 included); None for a missing value."""
-    value = row.get(column)
-    if value == "" or _is_nothing(value):
-        return None
-    if not isinstance(value, str | int | float):
-        raise DatasetError(f"{path}, row {number}: {column} {_shown(value)} is not a text")
-    return str(value)
-
-
-def _category(path: Path, number: int, row: Row, column: str) -> str | None:
-    """Control characters in a name are escaped: an artifact accepts no others."""
-    said = _name(path, number, row, column)
-    name = visible(said) if said is not None else None
-    if name is not None and len(name) > LONGEST_NAME:
-        raise DatasetError(f"{path}, row {number}: {column} has {len(name)} characters; the limit is {LONGEST_NAME}")
-    return name
-
-
-def _is_nothing(value: object) -> bool:
-    """True for null, or NaN, which represents it in some tables."""
-    return value is None or (isinstance(value, float | Decimal) and math.isnan(value))
-
-
-def _weight(path: Path, number: int, row: Row) -> float:
-    return 1.0 if _is_nothing(row.get("weight")) else _number(path, number, row, "weight", HEAVIEST)
-
-
-def _number(path: Path, number: int, row: Row, column: str, largest: float) -> float:
-    value = row.get(column)
-    if value is None:
-        raise DatasetError(f"{path}, row {number} has no {column!r}")
-    if not isinstance(value, int | float | Decimal) or not 0.0 <= value <= largest:
-        raise DatasetError(
-            f"{path}, row {number}: {column} must be a number from 0 to {largest:g}, not {_shown(value)}"
-        )
-    return float(value)
-
-
-def _shown(value: object) -> str:
-    """A value for a message: its repr, truncated."""
-    text = repr(value)
-    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
-
-
 def named_prompts(ids: Sequence[str]) -> str:
     """The number of prompts and the ids of the first few, for a message."""
-    few = ", ".join(_shown(name) for name in ids[:MOST_NAMED])
+    few = ", ".join(shown_value(name) for name in ids[:MOST_NAMED])
     more = ", ..." if len(ids) > MOST_NAMED else ""
     return f"{len(ids)} prompt{'' if len(ids) == 1 else 's'} ({few}{more})"
 
@@ -363,7 +250,7 @@ def _refuse_duplicates(ids: Sequence[str], prompts: Sequence[Path]) -> None:
     seen: set[str] = set()
     for name in ids:
         if name in seen:
-            raise DatasetError(f"{_names(prompts)}: prompt_id {_shown(name)} occurs twice")
+            raise DatasetError(f"{_names(prompts)}: prompt_id {shown_value(name)} occurs twice")
         seen.add(name)
 
 

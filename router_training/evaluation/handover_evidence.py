@@ -15,7 +15,8 @@ from router_training.assignment.objectives import decided, permitted
 from router_training.classifier.certainty import curve_entries, fitted_instead
 from router_training.classifier.classifier import group_folds
 from router_training.cross_fit.draft import Learned
-from router_training.cross_fit.out_of_fold import GROUP_FOLDS, grounds_of
+from router_training.cross_fit.groups import GROUP_FOLDS
+from router_training.cross_fit.out_of_fold import grounds_of
 from router_training.data.dataset import Dataset
 from router_training.data.split import Fold
 from router_training.evaluation.gains import UnseenGroups

@@ -21,7 +21,8 @@ from coe_server.errors import ConfigError, DatasetError
 from router_training import in_silence
 from router_training.cli import app
 from router_training.collect import endpoint as limits
-from router_training.collect.progress import SilentBars, Tally
+from router_training.collect.bars import SilentBars
+from router_training.collect.progress import Tally
 from router_training.collect.run import Files, collect, plan
 from router_training.collect.settings import CollectConfig, read_collect_config
 from router_training.data.dataset import read_dataset

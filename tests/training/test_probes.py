@@ -17,7 +17,8 @@ from router_training.assignment.objectives import Limits
 from router_training.cli import app
 from router_training.config import read_config
 from router_training.fit import fit
-from router_training.remap import MapOptions, remap
+from router_training.map_options import MapOptions
+from router_training.remap import remap
 from tests.training.recorded import SIZES, SPECIALIST, write_run
 
 runner = CliRunner()

@@ -11,7 +11,8 @@ import scipy.sparse as sp
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from router_training.classifier.classifier import cross_fit, prompt_folds
-from router_training.classifier.features import Gram, basis_of, count_ngrams
+from router_training.classifier.features import basis_of, count_ngrams
+from router_training.classifier.gram import Gram
 from router_training.classifier.models import fitted_logistic
 from router_training.config import TrainingConfig
 from router_training.data.dataset import Dataset, read_dataset

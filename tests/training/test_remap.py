@@ -19,7 +19,8 @@ from router_training.assignment.objectives import Limits
 from router_training.cli import app
 from router_training.config import read_config
 from router_training.fit import fit
-from router_training.remap import MapOptions, chosen_shares, remap
+from router_training.map_options import MapOptions
+from router_training.remap import chosen_shares, remap
 from tests.training.recorded import SIZES, outcomes, prompts, write_jsonl, write_run
 
 runner = CliRunner()

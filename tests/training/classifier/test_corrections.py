@@ -18,7 +18,7 @@ from router_training.classifier.calibration import (
     out_of_fold_corrections,
     residuals,
 )
-from router_training.classifier.features import Gram
+from router_training.classifier.gram import Gram
 from router_training.data.dataset import Dataset
 from router_training.data.split import Fold
 

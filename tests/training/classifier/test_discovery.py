@@ -18,7 +18,7 @@ from coe_server.routing.router import Router
 from router_training import in_silence
 from router_training.classifier.classifier import prompt_folds, self_trained
 from router_training.classifier.discovery import telling_names, with_categories
-from router_training.classifier.features import Gram
+from router_training.classifier.gram import Gram
 from router_training.classifier.models import batch_logits, fit_model
 from router_training.config import ClassifierSettings, TrainingConfig, read_config
 from router_training.cross_fit.thresholds import NEVER, fitted_entropy_limit

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.special import logsumexp
 from sklearn.linear_model import LogisticRegression
 
-from router_training.classifier.features import Gram, inner_products
+from router_training.classifier.gram import Gram, inner_products
 from router_training.classifier.models import fitted_logistic
 from tests.examples import examples
 

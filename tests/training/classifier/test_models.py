@@ -23,7 +23,7 @@ from coe_server.routing.features import SparseVector
 from coe_server.routing.gate import Gate, postings
 from coe_server.routing.manifest import ClassifierEntry
 from router_training.classifier.calibration import Method, fitted_calibration
-from router_training.classifier.features import Gram
+from router_training.classifier.gram import Gram
 from router_training.classifier.models import KINDS, Kind, batch_logits, fit_model, kind_of, main_directions, perceptron
 from router_training.config import ClassifierSettings
 from tests.routing.small_artifact import BITS, held_out, small_artifact

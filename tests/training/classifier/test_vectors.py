@@ -5,7 +5,7 @@ import scipy.sparse as sp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router_training.classifier.features import GrowingMatrix, rows_between
+from router_training.classifier.sparse_rows import GrowingMatrix, rows_between
 
 COLUMNS = 6
 ROWS = st.lists(st.lists(st.integers(0, COLUMNS - 1), unique=True).map(sorted), max_size=12)

@@ -5,7 +5,7 @@ import re
 
 from rich.console import Console
 
-from router_training.collect.progress import TerminalBars
+from router_training.collect.bars import TerminalBars
 
 
 def shown(is_terminal: bool) -> str:

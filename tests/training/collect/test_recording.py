@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from coe_server.errors import DatasetError
 from router_training import in_silence
-from router_training.collect.progress import SilentBars
+from router_training.collect.bars import SilentBars
 from router_training.collect.recording import Answer, Failure, JudgeVerdict, Record, Recording
 from router_training.collect.run import Files, collect
 from tests.training.stand_in_endpoint import endpoint

@@ -13,7 +13,8 @@ import pytest
 from coe_server.errors import DatasetError
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.features import buckets
-from router_training.data.dataset import Dataset, read_dataset, read_rows
+from router_training.data.dataset import Dataset, read_dataset
+from router_training.data.rows import read_rows
 from router_training.data.split import split
 from tests.training.recorded import SIZES, outcomes, prompts, write_jsonl
 
