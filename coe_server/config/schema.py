@@ -35,7 +35,7 @@ from coe_server.errors import ConfigError
 
 
 class HttpSettings(Settings):
-    host: str = "127.0.0.1"
+    host: HostName = "127.0.0.1"
     port: int = Field(default=8080, ge=0, le=65535)  # 0: a free port
     # further host names accepted in requests without a key
     allowed_hosts: list[HostName] = Field(default=[])
@@ -296,7 +296,8 @@ def _false_aliases(config: ServerConfig) -> Iterator[str]:
         if alias in experts or alias.partition(":")[0] == "auto":
             yield f"aliases.{alias}: the name belongs to an expert or to the router (auto); choose another"
         if goal not in experts and goal.partition(":")[0] != "auto" and not config.has_nodes:
-            yield f"aliases.{alias}: '{goal}' is neither an expert nor auto nor auto:OBJECTIVE"
+            known = ", ".join(sorted(experts))
+            yield f"aliases.{alias}: '{goal}' is neither an expert nor auto nor auto:OBJECTIVE; experts: {known}"
 
 
 def _kinds() -> str:
