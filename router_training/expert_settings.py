@@ -72,5 +72,5 @@ def on_their_bases(experts: Sequence[ExpertSettings]) -> list[ExpertSettings]:
     known = {expert.name: expert for expert in experts if expert.of is None}
     for expert in experts:
         if expert.of is not None and expert.of not in known:
-            raise ValueError(f"{expert.name} is of '{expert.of}', which is none of {', '.join(known)}")
+            raise ValueError(f"{expert.name}.of: '{expert.of}' is not one of {', '.join(known)}")
     return [expert if expert.of is None else expert.on(known[expert.of]) for expert in experts]

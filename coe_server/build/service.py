@@ -13,7 +13,7 @@ from coe_server.config.environment import check_tracing_headers
 from coe_server.config.schema import ServerConfig
 from coe_server.engines.preset import Members, PresetExpert
 from coe_server.errors import ConfigError
-from coe_server.http.apis import model_names
+from coe_server.http.apis import AUTO, model_names
 from coe_server.http.bodies.presets import Preset
 from coe_server.http.bodies.uploads import UploadLimits
 from coe_server.http.learner import Learner
@@ -62,10 +62,10 @@ def build_comparing(config: ServerConfig) -> Comparing | None:
 
 
 def build_aliases(config: ServerConfig, router: Decides) -> dict[str, str]:
-    """Alias -> model name. Raises ConfigError for an unknown model."""
+    """Alias -> model name. Raises ConfigError for an unknown objective; `config` has checked the experts."""
     names = model_names(router.objectives, [expert.name for expert in config.experts])
     for alias, goal in config.aliases.items():
-        if goal not in names and not config.has_nodes:
+        if goal.partition(":")[0] == AUTO and goal not in names and not config.has_nodes:
             raise ConfigError(f"aliases.{alias}: unknown model '{goal}'; known: {', '.join(names)}")
     return dict(config.aliases)
 

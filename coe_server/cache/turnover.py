@@ -55,11 +55,11 @@ class Turnover:
 
 
 def why_not(turnover: Turnover, slots: Mapping[str, Slot], capacity: Bytes) -> str | None:
-    """Why a turnover is refused, in a sentence; None if its names are free, and it fits at its end and on the way.
+    """Why a turnover is refused, in one sentence; None if its names are free and the experts fit after and during it.
 
-    At the end every expert must fit beside the pinned ones. On the way so must those that go or change while requests
-    wait for them, beside the pins of the end: their old engines answer those requests. An expert that did not fit
-    before, since a card was lost, refuses nothing.
+    After it, every expert must fit beside the pinned ones. During it, so must each removed or changed expert for which
+    requests wait, beside the new pins: its old engine answers them. An expert that did not fit before either, because a
+    card was lost, is no reason to refuse.
     """
     if (taken := _taken(turnover.bases, slots)) is not None:
         return taken

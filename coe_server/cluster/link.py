@@ -22,8 +22,11 @@ _END_OF_EVENT = b"\n\n"
 
 
 class NodeLink:
-    """One node, as long as the directory lists it. `changed` is called after each change of what is known of it, with
-    the experts that have changed; None: whether it may get requests, or all of it."""
+    """One node, as long as the directory lists it.
+
+    `changed` is called with the experts of each change; with None if all of them changed, or if the node is now
+    admitted or no longer admitted to requests.
+    """
 
     def __init__(self, address: NodeAddress, access: Access, changed: Callable[[Collection[str] | None], None]) -> None:
         self.name = address.name

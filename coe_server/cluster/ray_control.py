@@ -76,7 +76,7 @@ class RayCluster:
         return False
 
     def bring_up(self, plan: NodePlan) -> None:
-        """Start the directory, which starts the nodes. Raises ConfigError if one with another plan is there."""
+        """Start the directory, which starts the nodes. Raises ConfigError if one runs with another plan."""
         from coe_server.cluster.ray_actors import directory_actor  # noqa: PLC0415  engines' code: not for `status`
 
         found = self._ray.get(directory_actor(plan).plan.remote(), timeout=ANSWER_SECONDS)

@@ -66,9 +66,9 @@ class CapabilitiesOnNode:
 class ExpertOnNode:
     """One expert of a node, at one moment.
 
-    `wait_seconds` is the predicted time until a request that arrives now is admitted, with the time to bring the expert
-    to the device and with what is queued; `switch_seconds` is the time of that move alone, 0 on the device. `leases`
-    are the answers inside its engine, `queued` those that wait, `room` those that would be admitted at once.
+    `wait_seconds` is the predicted wait of a request that arrives now: the queue before it, and the expert's move to
+    the device. `switch_seconds` is that move alone, 0 on the device. `leases` counts requests in its engine, `queued`
+    those that wait, `room` those that would be admitted at once.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _CONFIG

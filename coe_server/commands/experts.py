@@ -119,7 +119,7 @@ class RunningServer:
         return self.ask(path, "POST")
 
     def ask(self, path: str, method: str, within_seconds: float | None = _TIMEOUT_SECONDS) -> dict[str, Any]:
-        """The answer of any path; None: without a time limit. Raises CoeError with the server's reason."""
+        """The answer of any path, however late if `within_seconds` is None. Raises CoeError with the reason."""
         found: dict[str, Any] = self._json(path, method, within_seconds)
         return found
 

@@ -52,11 +52,19 @@ def parse_host_name(text: str) -> str:
     """The canonical name or address. Raises ValueError with what is allowed."""
     bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
     name = canonical_host(bare)
-    if ":" in name and HostPort.of(f"[{name}]") is None:
+    if ":" in name and not _is_address(name):
         raise ValueError(f"{text!r} is not a host name or address; write it without scheme, port and path")
     if ":" not in name and _NAME.fullmatch(_ascii(name)) is None:
         raise ValueError(f"{text!r} is not a host name or address; allowed: ai.example.com, coe, 10.1.2.3, ::1")
     return _ascii(name)
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _ascii(name: str) -> str:

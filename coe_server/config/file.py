@@ -7,7 +7,7 @@ gigabytes. Independent of particular settings.
 from __future__ import annotations
 
 import difflib
-from collections import Counter
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ def read_settings_file(path: Path, explained_in: str) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: is not YAML: {error}") from error
+        raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start + 1}); save it as UTF-8") from error
     except UnusableYaml as error:
         place = f", line {error.line}" if error.line is not None else ""
         raise ConfigError(f"{path}{place}: {brief(' '.join(str(error).split()))}") from error
@@ -62,9 +62,12 @@ class _UniqueKeys(_Bounded):
     """Safe YAML without duplicate keys, of which PyYAML would silently ignore all but the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        if twice := [key for key, count in Counter(map(str, keys)).items() if count > 1]:
-            raise yaml.constructor.ConstructorError(None, None, f"the key '{twice[0]}' occurs twice", node.start_mark)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if str(key.value) in seen:
+                problem = f"the key '{key.value}' occurs twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.add(str(key.value))
         return super().construct_mapping(node, deep)
 
 
@@ -141,8 +144,8 @@ _UNKNOWN = "extra_forbidden"
 _SENTENCES = {
     _UNKNOWN: "{key}: there is no such key",
     "missing": "{key}: is missing",
-    "union_tag_invalid": "{key}.{tag}: must be one of {tags}",
-    "union_tag_not_found": "{key}.{tag}: must be one of {tags}",
+    "union_tag_invalid": "{key}.{tag}: '{found}' is not one of {tags}",
+    "union_tag_not_found": "{key}.{tag}: is missing; write one of {tags}",
     "literal_error": "{key}: '{input}' is not one of {expected}",
     "model_type": "{key}: must be a mapping of settings, not {input!r}",
     "model_attributes_type": "{key}: must be a mapping of settings, not {input!r}",
@@ -151,6 +154,14 @@ _SENTENCES = {
     "too_short": "{key}: must have at least one entry",
     "value_error": "{key}: {error}",
 }
+_PLAIN = (
+    (r", (unable to|got a number).*", ""),
+    ("^Input should", "must"),
+    ("less than or equal to", "at most"),
+    ("greater than or equal to", "at least"),
+    ("a valid integer", "a whole number"),
+    ("a valid ", "a "),
+)
 _NO_TAGS: Mapping[str, str] = {}
 _ANY_OTHER = "{key}: {message}, not {input!r}"
 
@@ -169,7 +180,7 @@ class Mistake:
         key = ".".join(map(str, ([root] if root else []) + list(error["loc"])))
         if error["type"] == _UNKNOWN and known:
             return cls(brief(key), f"there is no such key; allowed: {', '.join(known)}")
-        return cls(brief(key), brief(error["msg"][0].lower() + error["msg"][1:]))
+        return cls(brief(key), brief(plainly(error["msg"])))
 
     def __str__(self) -> str:
         return f"{self.key}: {self.message}" if self.key else self.message
@@ -217,13 +228,21 @@ def _sentence(mistake: ErrorDetails, raw: Mapping[str, Any], tags: Mapping[str, 
     told = _SENTENCES.get(mistake["type"], _ANY_OTHER).format(
         key=_dotted(mistake["loc"], raw),
         input=mistake["input"],
-        message=mistake["msg"][0].lower() + mistake["msg"][1:],
+        message=plainly(mistake["msg"]),
         expected=context.get("expected"),
         error=context.get("error"),
         tag=tag,
+        found=context.get("tag"),
         tags=str(context.get("expected_tags", tags.get(tag, "those that the example shows"))).replace("'", ""),
     )
     return brief(told.removeprefix(": "), _LONGEST_CHARACTERS)  # a mistake of the whole mapping names its keys itself
+
+
+def plainly(message: str) -> str:
+    """Pydantic's message as the predicate of a sentence: `must be at most 65535`."""
+    for pattern, words in _PLAIN:
+        message = re.sub(pattern, words, message)
+    return message[0].lower() + message[1:]
 
 
 def _did_you_mean(location: tuple[int | str, ...], model: type[BaseModel]) -> str:

@@ -29,7 +29,7 @@ class TlsSettings(Settings):
 
 
 class HttpSettings(Settings):
-    host: str = "127.0.0.1"
+    host: HostName = "127.0.0.1"
     port: int = Field(default=8080, ge=0, le=65535)  # 0: a free port
     # further host names accepted in requests without a key
     allowed_hosts: list[HostName] = Field(default=[])

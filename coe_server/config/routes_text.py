@@ -31,7 +31,9 @@ def _target(root: Any, route: str) -> yaml.MappingNode:
     where = root if route == DEFAULT_ROUTE else _value(root, "routes")
     target = _value(where, route)
     if not isinstance(target, yaml.MappingNode):
-        raise ConfigError(f"the routes file has no mapping for route {route!r} that could take examples")
+        raise ConfigError(
+            f"the routes file has no mapping for route {route!r} to add an example to; write {route}: {{expert: NAME}}"
+        )
     return target
 
 

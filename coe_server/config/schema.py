@@ -197,7 +197,8 @@ def _false_aliases(config: ServerConfig) -> Iterator[str]:
         if alias in experts or alias.partition(":")[0] == "auto":
             yield f"aliases.{alias}: the name belongs to an expert or to the router (auto); choose another"
         if goal not in experts and goal.partition(":")[0] != "auto" and not config.has_nodes:
-            yield f"aliases.{alias}: '{goal}' is neither an expert nor auto nor auto:OBJECTIVE"
+            known = ", ".join(sorted(experts))
+            yield f"aliases.{alias}: '{goal}' is neither an expert nor auto nor auto:OBJECTIVE; experts: {known}"
 
 
 def _kinds() -> str:

@@ -48,6 +48,7 @@ def parse_bytes(value: object) -> object:
 
 
 _AMOUNTS = "70GiB, 512MiB, 80% or auto"
+_LEAST_WITHOUT_UNIT = 1 << 10  # a smaller number was meant in another unit
 _UNITS = {"B": 1} | {
     f"{prefix}{suffix}": base**power
     for power, prefix in enumerate("KMGT", start=1)
@@ -56,10 +57,12 @@ _UNITS = {"B": 1} | {
 
 
 def parse_amount(value: object) -> object:
-    """As `parse_bytes`, but not negative."""
+    """As `parse_bytes`, but neither negative nor a small number without a unit."""
     size = parse_bytes(value)
     if isinstance(size, int) and size < 0:
         raise ValueError(f"{value!r} is not an amount of memory ({_AMOUNTS})")
+    if isinstance(value, int) and 0 < value < _LEAST_WITHOUT_UNIT:
+        raise ValueError(f"{value} without a unit is {value} bytes; write the unit ({value}GiB)")
     return size
 
 
@@ -116,11 +119,17 @@ def contradiction(vision: bool | None, modalities: Sequence[Modality] | None) ->
     return f"vision is {str(vision).lower()}, but image is {'not ' if vision else ''}among the modalities ({listed})"
 
 
+_VARIABLE_NAME = re.compile(r"[A-Z_][A-Z0-9_]*|[a-z_]+")
+
+
 def clean_secret(value: str | None, key: str, variable: str) -> str:
     """The value without surrounding blanks and newlines, which `echo KEY | base64` or an editor may add.
 
-    Raises ConfigError with the setting's key and the variable's name, never with the value.
+    Raises ConfigError with the setting's key and the variable's name, never with the value. A name that looks like a
+    secret is not quoted: the key itself was written where the variable's name belongs.
     """
+    if not value and _VARIABLE_NAME.fullmatch(variable) is None:
+        raise ConfigError(f"{key}: is no environment variable that is set; put the secret into one and give its name")
     if not value:
         raise ConfigError(f"{key}: the environment variable '{variable}' is not set")
     stripped = value.strip()

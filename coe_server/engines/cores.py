@@ -1,4 +1,4 @@
-"""Cores of this machine: which a card of a divided machine has, and which are near a GPU. Pure but for `here`.
+"""Cores of this machine: the share of each card of a divided machine, and those near a GPU. Pure except `here`.
 
 A core is what Linux counts as one: a hardware thread.
 """
@@ -24,7 +24,7 @@ class Core:
 
 
 def here(root: Path = Path("/sys/devices/system"), allowed: Collection[int] | None = None) -> tuple[Core, ...]:
-    """The cores that this process may run on. What the system does not tell counts as one node without siblings."""
+    """The cores that this process may run on. Without data of the system: one node, one thread for each core."""
     indices = sorted(os.sched_getaffinity(0) if allowed is None else allowed)
     nodes = {
         index: int(folder.name.removeprefix("node"))
@@ -62,9 +62,10 @@ def divided(cores: Iterable[Core], cards: int) -> tuple[Cores, ...]:
 
 
 def near(cores: Sequence[Core], nodes: Iterable[int | None]) -> Cores:
-    """The cores on these nodes, those of an engine's cards; none where binding to them would change nothing.
+    """The cores on `nodes`, the NUMA nodes of an engine's cards; empty where binding to them would change nothing.
 
-    So on a machine with one node, where a card does not tell its node, and where this process may use no core of it.
+    That is so on a machine with one node, for a card that does not report its node, and if this process may use all
+    cores of those nodes and no others.
     """
     if len({core.node for core in cores}) < 2:
         return ()  # before the cards are asked

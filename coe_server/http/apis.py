@@ -10,7 +10,7 @@ Beside the conversation a body has options: `model`, `coe` and `stream`. This mo
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, inf, isnan
 from typing import Any
@@ -259,11 +259,19 @@ def model_names(objectives: Collection[str], experts: Collection[str]) -> tuple[
 
 
 def read_options(
-    fields: Mapping[str, Any], objectives: Collection[str], experts: Collection[str], default_objective: str
+    fields: Mapping[str, Any],
+    objectives: Collection[str],
+    experts: Collection[str],
+    default_objective: str,
+    aliases: Sequence[str] = (),
 ) -> RouteOptions:
-    """The options in a body. Raises RequestError or UnknownModel naming the field and what is allowed."""
+    """The options in a body. Raises RequestError or UnknownModel naming the field and what is allowed.
+
+    `aliases` are shown in that error alone: an alias in `fields` has been replaced before.
+    """
     coe = _coe_options(fields.get("coe"))
-    expert, objective = _read_model(fields.get("model", AUTO), model_names(objectives, experts), experts)
+    names = model_names(objectives, experts)
+    expert, objective = _read_model(fields.get("model", AUTO), names, experts, aliases)
     if unknown := sorted(set(coe.allow or ()) - set(experts)):
         raise RequestError(f"coe.allow: unknown expert '{unknown[0]}'; known: {', '.join(experts)}", "coe.allow")
     return RouteOptions(
@@ -286,14 +294,16 @@ def require_expert(options: RouteOptions, path: str, experts: Collection[str]) -
         )
 
 
-def _read_model(model: object, names: Collection[str], experts: Collection[str]) -> tuple[str | None, str | None]:
+def _read_model(
+    model: object, names: Collection[str], experts: Collection[str], aliases: Sequence[str]
+) -> tuple[str | None, str | None]:
     """(expert, objective) that a model name stands for."""
     if not isinstance(model, str):
         raise RequestError("model must be a string", "model")
     if model in experts:
         return model, None
     if model not in names and (model != AUTO or len(names) > len(experts)):
-        raise UnknownModel(f"unknown model '{model}'; known: {', '.join(names)}", "model")
+        raise UnknownModel(f"unknown model '{model}'; known: {', '.join([*names, *aliases])}", "model")
     return None, model.partition(":")[2] or None
 
 

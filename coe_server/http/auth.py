@@ -220,8 +220,12 @@ class Reach:
     @property
     def models(self) -> tuple[str, ...]:
         """The values of `model` that this client may use."""
+        return model_names(self.objectives, self.experts) + self._own_aliases
+
+    @property
+    def _own_aliases(self) -> tuple[str, ...]:
         names = model_names(self.objectives, self.experts)
-        return names + tuple(alias for alias, goal in self.aliases.items() if goal in names)
+        return tuple(alias for alias, goal in self.aliases.items() if goal in names)
 
     def options(self, fields: Mapping[str, Any]) -> RouteOptions:
         """The options in a body. Raises ModelWithheld for what the key may not use, else as `read_options`."""
@@ -235,7 +239,7 @@ class Reach:
             allow = coe.get("allow")
             for name in allow if isinstance(allow, list) else ():
                 self._require(name, "coe.allow")
-        options = read_options(fields, self.objectives, self.experts, self.default_objective)
+        options = read_options(fields, self.objectives, self.experts, self.default_objective, self._own_aliases)
         if self.is_limited and options.allow is None:
             return replace(options, allow=frozenset(self.experts))
         return options

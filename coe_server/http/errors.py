@@ -137,7 +137,9 @@ def install_error_handlers(app: FastAPI, telemetry: Telemetry) -> None:
         assert isinstance(error, HTTPException)
         if error.status_code == 405 and _WEBSOCKET_KEY in request.headers:
             return told(request, UpgradeRequired(NO_WEBSOCKET), IN_PLACE_OF_WEBSOCKET)
-        shaped = RequestError(f"{request.method} {request.scope['path']}: {error.detail}")
+        allowed = (error.headers or {}).get("Allow") if error.status_code == 405 else None
+        detail = f"method not allowed; use {allowed}" if allowed else error.detail
+        shaped = RequestError(f"{request.method} {request.scope['path']}: {detail}")
         shaped.status = error.status_code
         shaped.code = "unknown_url" if error.status_code == 404 else "method_not_allowed"
         return told(request, shaped, error.headers)

@@ -39,7 +39,7 @@ def refusal(path):
         (GOOD + "http: {port: !!timestamp x}\n", "a value is invalid"),
         (GOOD + "? [a, [b]]\n: 1\n", "line 3: is not YAML: found unhashable key"),
         (GOOD + "http: " + "[" * 50_000, "is nested deeper than 64 levels"),
-        (GOOD + "http: {host: [" + "x, " * 10_000 + "]}\n", "http.host: input should be a valid string"),
+        (GOOD + "http: {host: [" + "x, " * 10_000 + "]}\n", "http.host: must be a string"),
         (GOOD + '"\\e]0;mine\\a": 1\n', r"\x1b]0;mine\x07: there is no such key"),
         (GOOD + "? " + "x" * 10_000 + "\n: 1\n", "xxx…"),
         ('experts:\n- {name: "\\e[31m", engine: simulated}\n', "is not a name"),
@@ -55,6 +55,16 @@ def test_what_is_wrong_is_told_in_one_short_sentence(tmp_path, text, told):
         assert tracemalloc.get_traced_memory()[1] < 64 << 20
     finally:
         tracemalloc.stop()
+
+
+def test_a_file_in_another_encoding_is_refused_with_the_way_out(tmp_path):
+    (tmp_path / "serve.yaml").write_bytes(GOOD.encode() + "# Köln\n".encode("latin-1"))
+    assert refusal(tmp_path / "serve.yaml").endswith(f"is not UTF-8 text (byte {len(GOOD) + 4}); save it as UTF-8")
+
+
+def test_a_key_that_occurs_twice_is_told_with_the_line_of_the_second(tmp_path):
+    (tmp_path / "serve.yaml").write_text("http: {port: 1}\n" + GOOD + "http: {port: 2}\n")
+    assert refusal(tmp_path / "serve.yaml").endswith("serve.yaml, line 4: is not YAML: the key 'http' occurs twice")
 
 
 def test_a_file_without_an_end_is_read_no_further_than_a_file_may_be_long():

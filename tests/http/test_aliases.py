@@ -56,6 +56,13 @@ def test_an_alias_reaches_what_its_goal_reaches_and_no_more(server):
     assert ask(server, "gpt-4o-mini", key="coe-few")[1]["x-coe-expert"] == "linguist"
 
 
+@pytest.mark.parametrize("key", ["coe-all", "coe-few"])
+def test_an_unknown_model_is_answered_with_every_name_that_the_list_of_models_has(server, key):
+    models = json.loads(server.ask("GET", "/v1/models", headers={"authorization": f"Bearer {key}"})[2])["data"]
+    known = f"unknown model 'gpt-4'; known: {', '.join(model['id'] for model in models)}"
+    assert ask(server, "gpt-4", key)[2]["error"]["message"] == known
+
+
 @pytest.mark.parametrize(("key", "listed"), [("coe-all", set(ALIASES)), ("coe-few", {"openai/gpt-4o", "gpt-4o-mini"})])
 def test_the_list_of_models_has_the_aliases_of_what_is_in_it(server, key, listed):
     bearer = {"authorization": f"Bearer {key}"}

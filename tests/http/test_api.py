@@ -109,6 +109,13 @@ def test_unknown_paths_and_methods_have_the_same_error_shape(server):
         assert f"{method} {path}" in json.loads(raw)["error"]["message"]
 
 
+def test_a_method_that_a_path_does_not_have_is_refused_with_those_that_it_has(server):
+    status, headers, raw = server.ask("GET", "/v1/chat/completions")
+    assert (status, headers["allow"]) == (405, "POST")
+    told = json.loads(raw)["error"]["message"]
+    assert told == "GET /v1/chat/completions: method not allowed; use POST"
+
+
 def test_health_readiness_and_the_operators_view(server):
     assert server.ask("GET", "/healthz")[0] == 200
     assert server.ask("GET", "/readyz")[0] == 200

@@ -106,8 +106,8 @@ def test_a_deleted_decision_is_unknown_to_everybody(server):
     [
         ({"score": 1}, "decision_id: field required"),
         ({"decision_id": "x"}, "score: field required"),
-        ({"decision_id": "x", "score": 1.01}, "score: input should be less than or equal to 1"),
-        ({"decision_id": "x", "score": True}, "score: input should be a valid number"),
+        ({"decision_id": "x", "score": 1.01}, "score: must be at most 1"),
+        ({"decision_id": "x", "score": True}, "score: must be a number"),
         (
             {"decision_id": "x", "score": 1, "sore": 1},
             "sore: there is no such key; allowed: decision_id, score",

@@ -109,12 +109,12 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
         ({"probes": {"own": [{"prompt": "x", "experts": {"quality": "z"}}]}}, "'z' is none of a"),
         ({"experts": []}, "experts: "),
         ({"data": {"prompts": ["p"]}}, "data.outcomes: is missing"),
-        ({"classifier": {"folds": 1}}, "classifier.folds: input should be greater than or equal to 2, not 1"),
+        ({"classifier": {"folds": 1}}, "classifier.folds: must be at least 2, not 1"),
         ({"mapping": {"mode": "medium"}}, "mapping.mode: 'medium' is not one of 'soft' or 'hard'"),
         ({"mapping": {"pins": {"c": "zed"}}}, "'zed', which is not an expert"),
         (
             {"objectives": {"cheap": {"active_params_b": -1}}},
-            "objectives.cheap.active_params_b: input should be greater than 0, not -1",
+            "objectives.cheap.active_params_b: must be greater than 0, not -1",
         ),
     ],
 )
@@ -237,8 +237,8 @@ def test_a_presets_factor_is_measured_from_its_outcomes_unless_it_is_given(tmp_p
 @pytest.mark.parametrize(
     ("experts", "sentence"),
     [
-        ([QWEN, {"name": "t", "of": "gone"}], "t is of 'gone', which is none of qwen3"),
-        ([QWEN, {"name": "t", "of": "qwen3"}, {"name": "u", "of": "t"}], "u is of 't', which is none of qwen3"),
+        ([QWEN, {"name": "t", "of": "gone"}], "t.of: 'gone' is not one of qwen3"),
+        ([QWEN, {"name": "t", "of": "qwen3"}, {"name": "u", "of": "t"}], "u.of: 't' is not one of qwen3"),
         ([{**QWEN, "cost_factor": 2}], "cost_factor needs `of`"),
         ([QWEN, {"name": "t", "of": "qwen3", "active_params_b": 8}], "active_params_b belongs to its base, 'qwen3'"),
     ],
