@@ -287,9 +287,11 @@ def settled(handle: Any, before: int) -> int:
 def serving(
     folder: Path, model: Path, device: int, kv_cache: int, vllm: str
 ) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server that listens on it has
+        holder.bind(("127.0.0.1", 0))
+        port = holder.getsockname()[1]
+        holder.detach()  # it stays bound: no other program is given the port
     expert = {"engine": "vllm", "model": str(model.absolute()), "preload": "host"}
     settings = {
         "http": {"port": port},

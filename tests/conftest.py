@@ -46,7 +46,7 @@ LONGEST = (  # by measured processor time
     *("tests/test_cli.py", "tests/training/classifier/test_discovery.py", "tests/docs/test_guides.py"),
     *("tests/engines/vllm/test_engine.py", "tests/http/test_whose_failure.py", "tests/http/test_failure.py"),
     *("tests/training/test_fit.py", "tests/training/test_any_data.py", "tests/training/test_feedback.py"),
-    *("tests/engines/vllm/test_media.py", "tests/training/test_remap.py", "tests/training/data/test_embeddings.py"),
+    *("tests/training/test_remap.py", "tests/training/data/test_embeddings.py"),
     *(
         "tests/http/bodies/test_coded_bodies.py",
         "tests/training/classifier/test_logistic.py",

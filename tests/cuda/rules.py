@@ -11,7 +11,7 @@ import math
 import os
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,11 @@ def rules_of_vllm(folder: Path) -> Iterator[dict[str, str]]:
 def parse(words: list[str]) -> dict[str, Any]:
     """The options after `vllm serve`. Raises `Refused` where vLLM's parser exits."""
     return dict(_asked("parse", words=words) if VARIABLE in os.environ else _parse(words))
+
+
+def fetched(domains: Sequence[str], urls: Sequence[str]) -> dict[str, str]:
+    """What becomes of each URL where clients may load from these domains: fetched, read or refused. Needs vLLM."""
+    return dict(_asked("fetched", domains=domains, urls=urls))
 
 
 def check_free(total: int, free: int, utilization: float) -> None:

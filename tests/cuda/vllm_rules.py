@@ -1,4 +1,4 @@
-"""vLLM's own checks of a command line and a card. Runs in vLLM's environment, one process for all tests.
+"""vLLM's own checks of a command line, a card and a URL. Runs in vLLM's environment, one process for all tests.
 
     python vllm_rules.py SOCKET        answers one JSON line for each JSON line; ends when its standard input is closed
 
@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+from vllm.multimodal.media.connector import MediaConnector
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.core.kv_cache_utils import _check_enough_kv_cache_memory
 from vllm.v1.worker.utils import request_memory
@@ -48,13 +49,47 @@ def check_kv_cache(available: int, token_bytes: int, max_model_len: int) -> None
     )
 
 
+class Fetched(Exception):
+    """vLLM would ask the network."""
+
+
+class NoNetwork:
+    def get_bytes(self, url: str, **options: Any) -> None:
+        raise Fetched
+
+
+class Media:
+    def get_max_bytes(self) -> int:
+        return 1
+
+    def load_base64(self, media_type: str, data: str) -> str:
+        return "read"
+
+
+def fetched(domains: list[str], urls: list[str]) -> dict[str, str]:
+    """What becomes of each URL."""
+    connector = MediaConnector(connection=NoNetwork(), allowed_media_domains=domains)
+
+    def outcome(url: str) -> str:
+        try:
+            return str(connector.load_from_url(url, Media()))
+        except Fetched:
+            return "fetched"
+        except Exception:  # noqa: BLE001  vLLM's code: whatever it raises, it does not fetch
+            return "refused"
+
+    return {url: outcome(url) for url in urls}
+
+
+ACTIONS = {"parse": parse, "check_free": check_free, "check_kv_cache": check_kv_cache, "fetched": fetched}
+
+
 class Handler(socketserver.StreamRequestHandler):
     def handle(self) -> None:
         for line in self.rfile:
             asked = json.loads(line)
-            action = {"parse": parse, "check_free": check_free, "check_kv_cache": check_kv_cache}[asked.pop("what")]
             try:
-                answer: dict[str, Any] = {"value": action(**asked)}
+                answer: dict[str, Any] = {"value": ACTIONS[asked.pop("what")](**asked)}
             except (Exception, SystemExit) as error:  # noqa: BLE001  vLLM's code: its error is the answer
                 answer = {"error": f"{type(error).__name__}: {error}"}
             self.wfile.write(json.dumps(answer, default=str).encode() + b"\n")

@@ -232,7 +232,8 @@ def test_an_expert_that_cannot_be_reached_is_named_and_its_address_is_for_the_lo
     with socket.socket() as taken:  # bound, not listening: connections are refused
         taken.bind(("127.0.0.1", 0))
         base_url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
-        with running_server({"coder": RemoteEngine("coder", base_url, None)}) as server:
+        limits = Limits(death_notice_seconds=0)
+        with running_server({"coder": RemoteEngine("coder", base_url, None)}, limits=limits) as server:
             status, error = error_of(server.chat(model="coder"))
     assert (status, error["code"], error["message"]) == (
         502,

@@ -80,8 +80,11 @@ def started(
         "name": "french",
         "kv_cache_bytes": KV_CACHE_BYTES,
         "args": {"max_model_len": 512, "max_num_seqs": 8},
-        "environment": {"HF_HUB_OFFLINE": "1"},
-        "start_timeout_seconds": 900,
+        # as in the CPU image: torch would compile a kernel for log-probabilities, half a minute of processor time
+        "environment": {"HF_HUB_OFFLINE": "1", "TORCHDYNAMO_DISABLE": "1"},
+        # beside eight busy processes a step or a move takes ten times as long
+        **{"start_timeout_seconds": 900, "pulse_timeout_seconds": 600, "move_timeout_seconds": 300},
+        "stop_timeout_seconds": 120,
     }
     launch = VllmLaunch(
         model=str(model),

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from coe_server.engines.vllm.command import VllmLaunch, serve_command
+from tests.cuda import rules
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.vllm
 
 URLS = (
     *("http://a.example/i.png", "https://A.EXAMPLE:8443/i.png", "http://user@a.example/i.png"),
@@ -19,35 +18,6 @@ URLS = (
     *("http:///i.png", "http://a.example@b.example/i.png", "http://b.example\\@a.example/i.png", "file:///etc/passwd"),
     *("httpx://no-domain/i.png", "http:no-domain/", "data:image/png;base64,AAAA"),
 )
-FETCHES = """
-import json, sys
-from vllm.multimodal.media.connector import MediaConnector
-
-class Fetched(Exception):
-    pass
-
-class Connection:
-    def get_bytes(self, url, **options):
-        raise Fetched
-
-class Media:
-    def get_max_bytes(self):
-        return 1
-    def load_base64(self, media_type, data):
-        return "read"
-
-def outcome(connector, url):
-    try:
-        return connector.load_from_url(url, Media())
-    except Fetched:
-        return "fetched"
-    except Exception as refused:
-        return "refused"
-
-for domains in json.loads(sys.argv[1]):
-    connector = MediaConnector(connection=Connection(), allowed_media_domains=domains)
-    print(json.dumps({url: outcome(connector, url) for url in json.loads(sys.argv[2])}))
-"""
 
 
 def domains_given(*domains: str) -> list[str]:
@@ -57,13 +27,14 @@ def domains_given(*domains: str) -> list[str]:
     return rest[: next(place for place, word in enumerate(rest) if word.startswith("--"))]
 
 
-@pytest.fixture(scope="module")
-def outcomes(vllm_environment: Path) -> list[dict[str, str]]:
+@pytest.fixture
+def outcomes(
+    vllm_environment: Path, vllm_rules: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> list[dict[str, str]]:
     """For no domain, for one, and for an empty list as vLLM takes it: what becomes of each URL."""
-    asked = [domains_given(), domains_given("a.example"), []]
-    command = [str(vllm_environment / "bin/python"), "-c", FETCHES, json.dumps(asked), json.dumps(URLS)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=500)
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    for name, value in vllm_rules.items():
+        monkeypatch.setenv(name, value)
+    return [rules.fetched(domains, URLS) for domains in (domains_given(), domains_given("a.example"), [])]
 
 
 def test_without_a_domain_nothing_is_fetched_and_what_the_request_holds_is_read(outcomes: list[dict[str, str]]) -> None:
