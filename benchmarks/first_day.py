@@ -83,6 +83,9 @@ def main() -> None:
     text = table(len(kinds), known, strange, options.embeddings)
     if peer_known:
         text += "\n" + "\n".join(rows(", semantic-router", len(kinds), peer_known, peer_strange))
+        text += (
+            "\n\nsemantic-router (`--semantic-router`) has the same examples and embeddings, and its default settings."
+        )
     print(text)
     if options.write:
         document(f"first_day_{options.embeddings}" if options.embeddings else "first_day", text)
