@@ -156,6 +156,7 @@ _SENTENCES = {
 }
 _PLAIN = (
     (r", (unable to|got a number).*", ""),
+    ("^Value error, ", ""),
     ("^Input should", "must"),
     ("less than or equal to", "at most"),
     ("greater than or equal to", "at least"),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from coe_server.config.addresses import HostName, is_loopback_address
+from coe_server.config.addresses import HostName, is_loopback_address, parse_host_name
 from coe_server.config.types import (
     ByteCount,
     Settings,
@@ -28,8 +28,13 @@ class TlsSettings(Settings):
         return self.model_copy(update={name: path and absolute(path) for name, path in files.items()})
 
 
+def _bound(host: str) -> str:
+    """The canonical name or address to listen on; empty: every address."""
+    return parse_host_name(host) if host else host
+
+
 class HttpSettings(Settings):
-    host: HostName = "127.0.0.1"
+    host: Annotated[str, AfterValidator(_bound)] = "127.0.0.1"
     port: int = Field(default=8080, ge=0, le=65535)  # 0: a free port
     # further host names accepted in requests without a key
     allowed_hosts: list[HostName] = Field(default=[])

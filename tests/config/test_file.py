@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from coe_server.config.file import LONGEST_FILE_BYTES, UnusableYaml, parse_yaml, read_settings_file
+from coe_server.config.file import LONGEST_FILE_BYTES, UnusableYaml, parse_yaml, plainly, read_settings_file
 from coe_server.config.schema import load_config
 from coe_server.errors import ConfigError
 
@@ -55,6 +55,21 @@ def test_what_is_wrong_is_told_in_one_short_sentence(tmp_path, text, told):
         assert tracemalloc.get_traced_memory()[1] < 64 << 20
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("message", "plain"),
+    [
+        ("Value error, 'x' has a control character", "'x' has a control character"),
+        ("Input should be less than or equal to 100000", "must be at most 100000"),
+        ("Input should be greater than or equal to 2", "must be at least 2"),
+        ("Input should be a valid integer, got a number with a fractional part", "must be a whole number"),
+        ("Input should be a valid number, unable to parse string as a number", "must be a number"),
+        ("Field required", "field required"),
+    ],
+)
+def test_what_pydantic_says_is_told_as_a_predicate(message, plain):
+    assert plainly(message) == plain
 
 
 def test_a_file_in_another_encoding_is_refused_with_the_way_out(tmp_path):

@@ -76,7 +76,7 @@ def test_without_a_router_auto_is_refused_with_the_way_out(server):
         ({"model": 7}, "model", "must be a string"),
         ({"coe": {"alow": ["a"]}}, "coe.alow", "there is no such key; allowed: allow, objective"),
         ({"coe": {"allow": ["chess"]}}, "coe.allow", "unknown expert 'chess'; known: math, code"),
-        ({"coe": {"min_confidence": 2}}, "coe.min_confidence", "less than or equal to 1"),
+        ({"coe": {"min_confidence": 2}}, "coe.min_confidence", "must be at most 1"),
         ({"coe": 3}, "coe", "coe"),
     ],
 )

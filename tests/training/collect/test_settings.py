@@ -82,7 +82,7 @@ def test_a_template_is_relative_to_the_file(tmp_path: Path) -> None:
         ({"base_url": "localhost:8080"}, "base_url: .*'localhost:8080'"),
         ({"request": {"concurrency": 0}}, "request.concurrency: .*, not 0"),
         ({"request": {"retries": -1}}, "request.retries: .*, not -1"),
-        ({"scorer": {"kind": "vibes"}}, "scorer.kind: must be one of exact, .*judge"),
+        ({"scorer": {"kind": "vibes"}}, "scorer.kind: 'vibes' is not one of exact, .*judge"),
         ({"scorer": {"kind": "exact", "ignore": ["colour"]}}, "scorer.ignore.0: 'colour' is not one of"),
         ({"scorer": {"kind": "choice", "letters": "abc"}}, "scorer.letters: .*'abc'"),
         ({"scorer": {"kind": "numeric", "tolerance": 1}}, r"there is no such key; did you mean '\w+_tolerance'\?"),
