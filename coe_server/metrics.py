@@ -202,7 +202,7 @@ class Telemetry:
         self.tokens: defaultdict[tuple[str, str], int] = defaultdict(int)  # (expert, kind) -> tokens
         self.key_tokens: defaultdict[tuple[str, str], int] = defaultdict(int)  # (key, kind) -> tokens
         self.costs: dict[tuple[str, str], tuple[float, float]] = {}  # (best single, unit) -> spent, and instead
-        self._recently_outside: deque[bool] = deque(maxlen=RECENT)
+        self.recently_outside: deque[bool] = deque(maxlen=RECENT)  # of the last routed requests: outside the gate
         self.bandwidth = Bandwidth()
 
     def count(self, metric: Metric, *labels: str, by: float = 1.0) -> None:
@@ -218,7 +218,7 @@ class Telemetry:
         self.followed(decision)
         self.observe(ROUTING, decision.routing_ms / 1000)
         if decision.gate.inside is not None:
-            self._recently_outside.append(not decision.gate.inside)
+            self.recently_outside.append(not decision.gate.inside)
             if not decision.gate.inside:
                 self.count(OUT_OF_DOMAIN)
 
@@ -246,11 +246,6 @@ class Telemetry:
             self.tokens[expert, kind] += tokens
         if key is not None:
             self.key_tokens[key, kind] += tokens
-
-    @property
-    def out_of_domain_share(self) -> float:
-        recent = self._recently_outside
-        return sum(recent) / len(recent) if recent else 0.0
 
     def saw(self, event: Event) -> None:
         """Count an event of the cache."""

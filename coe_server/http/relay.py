@@ -63,7 +63,6 @@ class _Relay:
         self._answer = answer
         self._out = attempt.out
         self._parsed = attempt.request.parsed
-        self._is_remote = not attempt.lease.mortal
         self._is_encoded = (header(answer.headers, "content-encoding") or "identity").strip().lower() != "identity"
         kind = content_type(answer.headers) or ""
         self._is_event_stream = kind == "text/event-stream"
@@ -108,7 +107,7 @@ class _Relay:
         await self.say(body)
 
     def _require_answer(self, body: bytes, verdict: Verdict) -> None:
-        self.let_pass(verdict)
+        _let_pass(self._attempt, self._answer, verdict)
         if self._out.headed and not self._out.spoken and not is_events(body):  # the headers promised events
             raise failure(self._attempt.expert, self._answer, NO_STREAM)
 
@@ -134,32 +133,13 @@ class _Relay:
         verdict = judge_status(answer.status, body)
         if verdict.is_ours or answer.status < 400:
             raise failure(expert, answer, verdict)
-        self.let_pass(verdict)
+        _let_pass(self._attempt, self._answer, verdict)
         if _openai_error(body) is None:
             raise refusal(expert, answer, verdict, body)
-        body = _without_account(body) if self._is_remote else body
+        body = body if self._attempt.lease.mortal else _without_account(body)
         if self._out.headed:  # the caller waits for a stream that has begun
             body = self._out.error_event(_openai_error(body) or {})
         await self.say(body)
-
-    def let_pass(self, verdict: Verdict) -> None:
-        """Raise a failure, unless the caller should get the expert's response."""
-        expert = self._attempt.expert
-        if self.is_to_fail(verdict):
-            raise failure(expert, self._answer, verdict)
-        if verdict.is_failure:
-            self._attempt.failures.note(expert, failure(expert, self._answer, verdict))
-
-    def is_to_fail(self, verdict: Verdict) -> bool:
-        """True if another expert is tried, or if the message is not for the caller."""
-        status = self._answer.status
-        is_about_account = verdict.about_account and (self._is_remote or status in _ABOUT_ACCOUNT)
-        if verdict.cause is Cause.LIMITED or is_about_account:
-            return True
-        if not verdict.is_failure:
-            return False
-        no_answer = status < 400 and verdict.cause in _NO_ANSWER
-        return no_answer or self._attempt.another_may_answer(verdict)
 
     async def say(self, piece: bytes) -> None:
         if not self._out.spoken:
@@ -184,9 +164,9 @@ class _EventRelay:
 
     def __init__(self, relayed: _Relay, attempt: Attempt, answer: EngineResponse) -> None:
         self._relayed = relayed
+        self._attempt = attempt
         self._answer = answer
         self._out = attempt.out
-        self._expert = attempt.expert
         self._parsed = attempt.request.parsed
         self._may_be_silent = attempt.request.may_be_silent(attempt.expert)
         self._opening = Opening()
@@ -213,15 +193,15 @@ class _EventRelay:
         if not self._out.spoken:
             verdict = self._opening.verdict(self._may_be_silent)
             if verdict is not None:
-                self._relayed.let_pass(verdict)
+                _let_pass(self._attempt, self._answer, verdict)
             await self._relayed.say(bytes(self._opening.held))
 
     async def _judge(self, events: bytes) -> None:
         """Relay these events up to the first error event; raise that as a failure."""
         sound, verdict = before_error(events, self._parsed.fan_out > 1)
-        is_for_caller = verdict is not None and not self._relayed.is_to_fail(verdict)
+        is_for_caller = verdict is not None and not _is_to_fail(self._attempt, self._answer.status, verdict)
         if verdict is not None and is_for_caller:
-            self._relayed.let_pass(verdict)
+            _let_pass(self._attempt, self._answer, verdict)
             sound = events  # with what follows
         if self._out.spoken:
             if sound:
@@ -229,9 +209,30 @@ class _EventRelay:
         elif self._opening.hear(sound) or is_for_caller:
             await self._relayed.say(bytes(self._opening.held))
         elif len(self._opening.held) > LONGEST_HELD_BYTES:
-            raise EngineError(f"expert '{self._expert}' sent {LONGEST_HELD_BYTES} bytes of events without content")
+            raise EngineError(
+                f"expert '{self._attempt.expert}' sent {LONGEST_HELD_BYTES} bytes of events without content"
+            )
         if verdict is not None and not is_for_caller:
-            raise broken_off(self._expert, self._answer, verdict, self._out.spoken)
+            raise broken_off(self._attempt.expert, self._answer, verdict, self._out.spoken)
+
+
+def _let_pass(attempt: Attempt, answer: EngineResponse, verdict: Verdict) -> None:
+    """Raise a failure, unless the caller should get the expert's response."""
+    if _is_to_fail(attempt, answer.status, verdict):
+        raise failure(attempt.expert, answer, verdict)
+    if verdict.is_failure:
+        attempt.failures.note(attempt.expert, failure(attempt.expert, answer, verdict))
+
+
+def _is_to_fail(attempt: Attempt, status: int, verdict: Verdict) -> bool:
+    """True if another expert is tried, or if the message is not for the caller."""
+    is_about_account = verdict.about_account and (not attempt.lease.mortal or status in _ABOUT_ACCOUNT)
+    if verdict.cause is Cause.LIMITED or is_about_account:
+        return True
+    if not verdict.is_failure:
+        return False
+    no_answer = status < 400 and verdict.cause in _NO_ANSWER
+    return no_answer or attempt.another_may_answer(verdict)
 
 
 def _openai_error(body: bytes) -> Mapping[str, Any] | None:

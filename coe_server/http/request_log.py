@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from coe_server import metrics as named
@@ -42,7 +43,13 @@ class RequestLog:
         _record(self._request, decision)
 
     def follows(self, decision: RoutingDecision) -> None:
-        """Replace the decision."""
+        """Replace the decision. A handover is logged with the certainty on which it was made."""
+        if len(decision.handovers) > len(self._decision.handovers):
+            last = decision.handovers[-1]
+            self._facts.setdefault("handed_over", []).append(
+                {"expert": last.first, "certainty": self._facts.pop("certainty", None), "expected": last.expected}
+            )
+            self._telemetry.count(named.HANDOVERS, last.first, last.second)
         self._decision, self._expert = decision, decision.expert
         self._telemetry.followed(decision)
         self.trace.follows(decision)
@@ -95,25 +102,11 @@ class RequestLog:
         self._facts["certainty"] = round(certainty, 4)
         self._telemetry.observe(named.HELD, held_seconds, self._expert)
 
-    def hands_over(self, decision: RoutingDecision) -> None:
-        """Log that another expert takes over, and follow its decision."""
-        last = decision.handovers[-1]
-        self._facts.setdefault("handed_over", []).append(
-            {"expert": last.first, "certainty": self._facts.pop("certainty", None), "expected": last.expected}
-        )
-        self._telemetry.count(named.HANDOVERS, last.first, last.second)
-        self.follows(decision)
-
     def fell_back(self, error: CoeError) -> None:
         """Log a failure before the first content; another expert is tried."""
         self._facts.setdefault("fallbacks", []).append({"expert": self._expert, "reason": error.code})
         self._telemetry.count(named.FALLBACKS, self._expert, error.code)
         self.trace.lost(error)
-
-    def disconnected(self) -> None:
-        """Log a client disconnect before the answer was complete."""
-        self._facts["hung_up"] = True
-        self._telemetry.count(named.HANG_UPS, self._expert)
 
     def failed(self, error: CoeError, status: int) -> None:
         """Log an answer that is an error or ended in one, with its `status`."""
@@ -122,36 +115,45 @@ class RequestLog:
         self._error = error
         self._telemetry.count(named.ERRORS, error.code)
 
-    def close(self) -> None:
-        """The request is over."""
+    def close(self, hung_up: bool) -> None:
+        """The request is over. `hung_up`: the client disconnected before the answer was complete."""
         seconds = time.perf_counter() - self._arrived
-        if self._is_answered and not {"hung_up", "error"} & self._facts.keys():
+        if hung_up:
+            self._facts["hung_up"] = True
+            self._telemetry.count(named.HANG_UPS, self._expert)
+        elif self._is_answered and "error" not in self._facts:
             self._telemetry.observe(named.ANSWER, seconds, self._expert)
         if logger.isEnabledFor(logging.INFO):
-            logger.info("request", extra={"fields": self._fields(seconds)})
+            logger.info(
+                "request", extra={"fields": _fields(self._request, self._decision, self._expert, self._facts, seconds)}
+            )
         error, self._error = self._error, None  # error -> traceback -> self is a reference cycle
-        self.trace.close(self._status, error, "hung_up" in self._facts, self._usage)
+        self.trace.close(self._status, error, hung_up, self._usage)
 
-    def _fields(self, seconds: float) -> dict[str, Any]:
-        decision, given = self._decision, callers_id(self._request.passed_on)
-        key, prompt, cost, saved = self._request.key_name, self._request.prompt, decision.cost, decision.saved
-        return {
-            "decision_id": decision.decision_id,
-            "expert": self._expert,
-            "category": decision.category,
-            "confidence": decision.confidence and round(decision.confidence, 4),
-            "reason": decision.reason,
-            "objective": decision.objective,
-            "router_version": decision.router_version,
-            "routing_ms": round(decision.routing_ms, 3),
-            **({} if cost is None else {"cost": cost}),
-            **({} if saved is None else {"saved": round(saved, 6)}),
-            **({} if key is None else {"key": key}),
-            **({} if given is None else {"caller_request_id": given}),
-            **self._facts,
-            "seconds": round(seconds, 4),
-            **({} if prompt is None else {"prompt": prompt}),
-        }
+
+def _fields(
+    request: RoutedRequest, decision: RoutingDecision, expert: str, facts: Mapping[str, Any], seconds: float
+) -> dict[str, Any]:
+    """The log line. `expert`: the last one that was granted, or chosen."""
+    given, key, prompt = callers_id(request.passed_on), request.key_name, request.prompt
+    cost, saved = decision.cost, decision.saved
+    return {
+        "decision_id": decision.decision_id,
+        "expert": expert,
+        "category": decision.category,
+        "confidence": decision.confidence and round(decision.confidence, 4),
+        "reason": decision.reason,
+        "objective": decision.objective,
+        "router_version": decision.router_version,
+        "routing_ms": round(decision.routing_ms, 3),
+        **({} if cost is None else {"cost": cost}),
+        **({} if saved is None else {"saved": round(saved, 6)}),
+        **({} if key is None else {"key": key}),
+        **({} if given is None else {"caller_request_id": given}),
+        **facts,
+        "seconds": round(seconds, 4),
+        **({} if prompt is None else {"prompt": prompt}),
+    }
 
 
 def _record(request: RoutedRequest, decision: RoutingDecision) -> None:

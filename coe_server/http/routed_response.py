@@ -64,15 +64,16 @@ class RoutedResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._out = Outgoing(scope, send)
+        hung_up = False
         try:
-            await self._answer_until_disconnect(receive)
+            hung_up = await self._answer_until_disconnect(receive)
         except CoeError as error:
             await self._fail(error)
         except Exception as error:  # noqa: BLE001  a mistake of ours; the caller may be in the middle of a stream
             await self._fail(unexpected(error))
         finally:
             self._failures.close()
-            self._log.close()
+            self._log.close(hung_up)
             if (upload := self._request.parsed.upload) is not None:
                 upload.close()
             if self._is_answered and self._request.service.comparer is not None:
@@ -83,8 +84,8 @@ class RoutedResponse(Response):
         self._log.failed(error, self._out.status or error.status)
         await self._out.fail(error, decision_headers(self._decision) | self._waited)
 
-    async def _answer_until_disconnect(self, receive: Receive) -> None:
-        """The answer, within the caller's own deadline. All work for a client that has disconnected ends."""
+    async def _answer_until_disconnect(self, receive: Receive) -> bool:
+        """The answer, within the caller's own deadline. All work for a client that has disconnected ends: then True."""
         upload = self._request.parsed.upload
         receive = receive if upload is None else upload.receive
         client = ClientDisconnect(receive, is_answered=lambda: self._out.ended)
@@ -95,8 +96,7 @@ class RoutedResponse(Response):
                         await self._answer()
         except asyncio.CancelledError:  # the server stops, and the grace period is over
             raise ExpertUnavailable("the server is stopping") from None
-        if client.happened:
-            self._log.disconnected()
+        return client.happened
 
     def _keep_alive(self) -> AbstractContextManager[None]:
         """In a stream: send early headers if the first content is late, and a comment after each silent period."""
@@ -124,8 +124,7 @@ class RoutedResponse(Response):
                 self._follow(change.decision)
             except HandsOver as change:
                 self._may_choose_again = False  # a new decision would ignore the first expert's tokens
-                self._log.hands_over(change.decision)
-                self._turn_to(change.decision)
+                self._follow(change.decision)
             except RefusesLogprobs:
                 self._refused_logprobs = self._decision.expert
                 self._turn_to(self._decision)

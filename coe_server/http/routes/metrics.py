@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TypeVar
 
 from fastapi import APIRouter
@@ -116,11 +116,15 @@ def _routing(service: Service) -> Iterator[Family]:
     prices = {objective: router.price(objective) for objective in router.objectives}
     targets = {(name,): price.target for name, price in prices.items() if price.target is not None}
     means = {(name,): price.mean for name, price in prices.items() if price.mean is not None}
-    yield _family(named.OUT_OF_DOMAIN_SHARE, {(): service.telemetry.out_of_domain_share})
+    yield _family(named.OUT_OF_DOMAIN_SHARE, {(): _share(service.telemetry.recently_outside)})
     yield _family(named.BUDGET_TARGET, targets)
     yield _family(named.BUDGET_MEAN, means)
     yield _family(named.BUDGET_MULTIPLIER, {(name,): price.multiplier for name, price in prices.items()})
     yield _family(named.ROUTER, {(router.version,): 1.0})
+
+
+def _share(recent: Collection[bool]) -> float:
+    return sum(recent) / len(recent) if recent else 0.0
 
 
 def _drift(traffic: Traffic) -> Iterator[Family]:
