@@ -148,7 +148,7 @@ def _with_counts_of(before: Serving, built: Serving) -> Serving:
     one, other = before.router, built.router
     if not (isinstance(one, Router) and isinstance(other, Router) and one.version == other.version):
         return built
-    other.go_on_from(one)
+    other.meters = one.meters
     return replace(built, traffic=before.traffic)
 
 

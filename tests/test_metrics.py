@@ -33,7 +33,6 @@ def server(tmp_path_factory):
     artifacts.save(small_artifact(), held_out(), None, folder)
     router = Router.load(folder, residency_tolerance=0.01, budget_window=10)
     journal = Journal(tmp_path_factory.mktemp("journal") / "file", Retention(1000, 1e9))
-    journal.start()
     traffic = Traffic(Reference({**dict.fromkeys(TEXTS, 0.3), OUTSIDE: 0.1}, 0.8, 0.1, 1000), "v1")
     engines = {name: simulated(name) for name in SIZES}
     steps = tmp_path_factory.mktemp("steps") / "learned.json"

@@ -115,9 +115,7 @@ def build_journal(config: ServerConfig) -> Journal | None:
     if not config.log.decisions:
         return None
     keep = Retention(config.log.keep_rows, config.log.keep_days * SECONDS_PER_DAY)
-    journal = Journal(journal_file(config), keep, keeps_prompts=config.log.prompts)
-    journal.start()
-    return journal
+    return Journal(journal_file(config), keep, keeps_prompts=config.log.prompts)
 
 
 def journal_file(config: ServerConfig) -> Path:

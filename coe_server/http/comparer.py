@@ -10,7 +10,7 @@ import asyncio
 import json
 import logging
 import random
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from coe_server.engines.engine import EngineRequest
 from coe_server.errors import CoeError, EngineError
 from coe_server.http.answers.heard import Heard
 from coe_server.http.routed_request import RoutedRequest
-from coe_server.http.serving import Comparing, Service
+from coe_server.http.serving import Comparing, Decides, Service
 from coe_server.journal.entries import Compared
 from coe_server.routing.decision import RoutingDecision
 from coe_server.routing.router import Router
@@ -62,7 +62,7 @@ class Comparer:
         if self._task is not None and not self._task.done():
             self._count("dropped")
             return
-        second = self._second(decision, asked)
+        second = _second(decision, asked, self._service.presets)
         if second is None or not all(self._is_idle(name) for name in (second, asked.judge)):
             self._count("dropped")
             return
@@ -73,18 +73,6 @@ class Comparer:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-
-    def _second(self, decision: RoutingDecision, asked: Comparing) -> str | None:
-        """A random other expert that can take the request; not the judge, which would score itself."""
-        others = [
-            one.expert
-            for one in decision.ranking[1:]
-            if one.excluded is None
-            and one.expert != asked.judge
-            and (asked.remote or one.residency != "remote")
-            and one.expert not in self._service.presets
-        ]
-        return random.choice(others) if others and decision.expert != asked.judge else None
 
     def _is_idle(self, name: str) -> bool:
         """True if the expert would answer at once without any other request having to wait for it."""
@@ -117,19 +105,12 @@ class Comparer:
         ) / 2.0
         journal = self._service.journal
         assert journal is not None, "checked at the start: compare needs log.decisions"
-        own_expected, expected = self._expected(decision, decision.expert), self._expected(decision, second)
+        router = self._service.serving.router
+        own_expected, expected = (_expected(decision, one, router) for one in (decision.expert, second))
         journal.compare(Compared(decision.decision_id, second, 1.0 - score, score, own_expected, expected))
         if self._service.learner is not None:
             self._service.learner.rated()
         self._count("done")
-
-    def _expected(self, decision: RoutingDecision, expert: str) -> float:
-        """What was expected of an expert before anything was learned."""
-        score = next((one.expected_score for one in decision.ranking if one.expert == expert), None)
-        router = self._service.serving.router
-        if score is None or decision.category is None or not isinstance(router, Router):
-            return UNRATED
-        return score - router.learned.shift(decision.category, expert)
 
     async def _share(self, judge: str, prompt: str, first: str, second: str) -> float:
         """1 if the judge prefers the first answer, 0 the second, 0.5 neither. Raises EngineError for no verdict."""
@@ -159,6 +140,27 @@ class Comparer:
 
     def _count(self, result: str) -> None:
         self._service.telemetry.count(named.COMPARISONS, result)
+
+
+def _second(decision: RoutingDecision, asked: Comparing, presets: Container[str]) -> str | None:
+    """A random other expert that can take the request; not the judge, which would score itself."""
+    others = [
+        one.expert
+        for one in decision.ranking[1:]
+        if one.excluded is None
+        and one.expert != asked.judge
+        and (asked.remote or one.residency != "remote")
+        and one.expert not in presets
+    ]
+    return random.choice(others) if others and decision.expert != asked.judge else None
+
+
+def _expected(decision: RoutingDecision, expert: str, router: Decides) -> float:
+    """What was expected of an expert before anything was learned."""
+    score = next((one.expected_score for one in decision.ranking if one.expert == expert), None)
+    if score is None or decision.category is None or not isinstance(router, Router):
+        return UNRATED
+    return score - router.learned.shift(decision.category, expert)
 
 
 _VERDICTS = {"1": 1.0, "2": 0.0, "0": 0.5}

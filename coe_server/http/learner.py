@@ -38,23 +38,20 @@ logger = logging.getLogger(__name__)
 class Learner:
     """Learns for the router that `router` returns; without a router that draws, it does nothing.
 
-    `file`: the steps. `run` looks at the log at the start, after every hundred ratings, and when asked.
+    `file`: where the steps are kept; `steps`: those in force. `run` looks at the log at the start, after every hundred
+    ratings, and when asked.
     """
 
     def __init__(self, file: Path, journal: Journal, router: Callable[[], object]) -> None:
         self._file = file
         self._journal = journal
         self._router = router
-        self._steps = read_steps(file)
+        self.steps = read_steps(file)
         self._noted = 0
         self._look = asyncio.Event()
         self._one_at_a_time = asyncio.Lock()
         self._found: Evidence | None = None
         self._differences: list[Difference] = []
-
-    @property
-    def steps(self) -> Steps:
-        return self._steps
 
     @property
     def ratings(self) -> int:
@@ -97,9 +94,9 @@ class Learner:
     async def undo(self) -> Steps:
         """Undo the last step; its ratings no longer count. Raises NothingToUndo, JournalUnavailable or OSError."""
         async with self._one_at_a_time:
-            steps = self._steps.without_last(time.time())
+            steps = self.steps.without_last(time.time())
             await asyncio.to_thread(write_steps, self._file, steps)
-            self._steps = steps
+            self.steps = steps
             logger.info("learning: the last step was undone; %d steps are in force", len(steps.steps))
             await self._update(may_step=False)
             return steps
@@ -109,39 +106,40 @@ class Learner:
         if not isinstance(router, Router) or router.exploration == "off":
             return
         kept = await self._journal.rated()
-        before = with_table(nothing_learned((*router.learned.rows,), (*router.learned.columns,)), self._steps)
-        usable = [one for one in kept if self._steps.counts(one.time)]
-        found, after = await asyncio.to_thread(self._considered, usable, before, may_step)
+        before = with_table(nothing_learned((*router.learned.rows,), (*router.learned.columns,)), self.steps)
+        usable = [one for one in kept if self.steps.counts(one.time)]
+        found, after = await asyncio.to_thread(_considered, usable, before, self.steps, may_step)
         after = after.only(router.rated_experts)
         if after.steps != before.steps:
             step = Step(usable[-1].time, len(found), found.source or "", table_of(after))
-            steps = self._steps.and_then(step)
+            steps = self.steps.and_then(step)
             await asyncio.to_thread(write_steps, self._file, steps)
-            self._steps = steps
+            self.steps = steps
             logger.info("learning: step %d, by %d ratings (%s)", steps.number, len(found), found.source)
         self._found = found
         self._differences = compared(found, after.rows, after.columns, after.shifts)
         router.learned = after
 
-    def _considered(self, usable: Sequence[Kept], before: Learned, may_step: bool) -> tuple[Evidence, Learned]:
-        found = evidence(turns_of(usable), pairs_of(usable), before.rows, before.columns)
-        last = self._steps.steps[-1].time if self._steps.steps else 0.0
-        new = sum(one.time > last for one in usable)
-        if may_step and new >= RATINGS_PER_STEP and found.is_enough:
-            return found, next_step(found, before, self._steps.number)
-        return found, resumed(found, before, self._steps.number)
-
     def as_json(self) -> dict[str, Any]:
         """What was learned, for the page and `coe learning show`."""
         found = self._found
         return {
-            "steps": steps_as_json(self._steps),
+            "steps": steps_as_json(self.steps),
             "ratings": self.ratings,
             "source": found.source if found is not None else None,
             "pooled": dict(found.pooled) if found is not None else {},
             "left_out": dict(found.left_out) if found is not None else {},
             "differences": [_difference_json(one) for one in self._differences],
         }
+
+
+def _considered(usable: Sequence[Kept], before: Learned, steps: Steps, may_step: bool) -> tuple[Evidence, Learned]:
+    found = evidence(turns_of(usable), pairs_of(usable), before.rows, before.columns)
+    last = steps.steps[-1].time if steps.steps else 0.0
+    new = sum(one.time > last for one in usable)
+    if may_step and new >= RATINGS_PER_STEP and found.is_enough:
+        return found, next_step(found, before, steps.number)
+    return found, resumed(found, before, steps.number)
 
 
 def with_table(fresh: Learned, steps: Steps) -> Learned:

@@ -60,7 +60,7 @@ class Counts:
 
 
 class Journal:
-    """The decision log at `path`. Call `start` first; `stop` writes what is still queued."""
+    """The decision log at `path`, open until `stop`. Raises ConfigError if the file cannot be used."""
 
     def __init__(
         self, path: Path, keep: Retention, keeps_prompts: bool = False, queue_length: int = QUEUE_LENGTH
@@ -68,10 +68,6 @@ class Journal:
         self.keeps_prompts = keeps_prompts
         self.counts = Counts()
         self._writer = _Writer(path, keep, self.counts, queue_length)
-
-    def start(self) -> None:
-        """Open the file. Raises ConfigError if it cannot be used."""
-        self._writer.start()
 
     def stop(self) -> None:
         """Write all queued jobs and close the file."""
@@ -128,8 +124,7 @@ class _Writer:
     """The thread that owns the store, and its queue."""
 
     def __init__(self, path: Path, keep: Retention, counts: Counts, queue_length: int) -> None:
-        self.thread = threading.Thread(target=self._write_until_stopped, name="journal", daemon=True)
-        self._path = path
+        self._store = Store(path)
         self._keep = keep
         self._counts = counts
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()  # None: the end
@@ -137,9 +132,7 @@ class _Writer:
         self._hurry = threading.Event()  # set when a caller waits, or a full batch is queued
         self._ended = False
         self._since_expiry = EXPIRE_EVERY
-
-    def start(self) -> None:
-        self._store = Store(self._path)
+        self.thread = threading.Thread(target=self._write_until_stopped, name="journal", daemon=True)
         self.thread.start()
 
     def stop(self) -> None:

@@ -75,8 +75,10 @@ class Router:
     """Routes with a loaded artifact. `capabilities` (by expert) override those of the artifact.
 
     With a `budget_window` the mean cost over that many answered requests is kept at each objective's budget; with 0
-    every decision uses the stored multiplier. `exploration`: how a conversation's expert is drawn. `learned` is
-    replaced as a whole when ratings have moved scores. `judges`: of answers that may be handed over.
+    every decision uses the stored multiplier. `meters`: of the spending, by objective; a router of the same artifact
+    that takes this one's place gets them. `exploration`: how a conversation's expert is drawn. `learned` is replaced as
+    a whole when ratings have moved scores. `rated_experts`: by category, those whose learned scores can change an
+    answer. `judges`: of answers that may be handed over.
     """
 
     def __init__(
@@ -102,15 +104,11 @@ class Router:
         self._costs = _costs(manifest)
         self._scorer = Scorer(artifact)
         self._routes = OwnRoutes.of(artifact, self._profiles, self._scorer) if manifest.routes is not None else None
-        self._meters = budget.meters(manifest, budget_window)
-        self.judges = Judges(manifest, handover, self._profiles)
-
-    @property
-    def rated_experts(self) -> Mapping[str, Sequence[str]]:
-        """By category, the experts whose learned scores can change an answer."""
-        return (
+        self.rated_experts: Mapping[str, Sequence[str]] = (
             dict.fromkeys(self.learned.rows, self.expert_names) if self._routes is None else self._routes.rated_experts
         )
+        self.meters = budget.meters(manifest, budget_window)
+        self.judges = Judges(manifest, handover, self._profiles)
 
     @classmethod
     def load(
@@ -123,10 +121,6 @@ class Router:
     ) -> Router:
         """The router of an artifact folder. Raises ArtifactError if it is invalid."""
         return cls(artifacts.load(path), residency_tolerance, capabilities, budget_window, handover=handover)
-
-    def go_on_from(self, before: Router) -> None:
-        """Keep the spending of a router of the same artifact, whose experts alone were others."""
-        self._meters = before._meters
 
     @property
     def version(self) -> str:
@@ -144,7 +138,7 @@ class Router:
         """
         started_ns = time.perf_counter_ns()
         request = Request(conversation, options, availability)
-        objective = self._objective(options.objective)
+        objective = _shipped(options.objective, self._objectives)
         price = self.price(objective.name)
         if options.expert is not None:
             candidate = _requested(options.expert, request, self._profiles, self.expert_names)
@@ -174,7 +168,7 @@ class Router:
 
     def price(self, objective: str) -> BudgetReading:
         """This objective's budget, mean cost and multiplier now."""
-        stored, meter = self._objectives[objective].stored, self._meters.get(objective)
+        stored, meter = self._objectives[objective].stored, self.meters.get(objective)
         if meter is None:
             return stored
         balance = meter.balance
@@ -191,22 +185,11 @@ class Router:
         The objective's meter counts the cost on entry, and takes it back on exit without an answer. Experts requested
         by name are not counted.
         """
-        meter = self._meters.get(decision.objective)
+        meter = self.meters.get(decision.objective)
         if meter is None or decision.reason == "requested":
             return nullcontext(lambda: None)
         costs = self._objectives[decision.objective].cost_of
         return meter.spending(costs[decision.expert] + decision.wasted(costs))
-
-    def _objective(self, name: str | None) -> Objective:
-        name = name or (DEFAULT_OBJECTIVE if DEFAULT_OBJECTIVE in self._objectives else next(iter(self._objectives)))
-        objective = self._objectives.get(name)
-        if objective is None:
-            known = ", ".join(self._objectives)
-            raise UnknownModel(f"there is no objective {name!r}; this router has {known}", "objective")
-        if not objective.entry.shipped:
-            why = objective.entry.refusal or "training did not ship it"
-            raise RequestError(f"objective {name!r} is not served: {why}", "objective")
-        return objective
 
     def _candidates(
         self, scores: PromptScores, objective: Objective, multiplier: float, request: Request
@@ -301,6 +284,19 @@ def _profiles(entries: Sequence[ExpertEntry], said: Mapping[str, Capabilities]) 
         trained = Capabilities(one.context_tokens, known_modalities(one.vision, one.modalities), one.tools)
         found[one.name] = Profile(one.name, one.active_params_b, said.get(one.name, UNKNOWN).over(trained))
     return found | {name: Profile(name, None, able) for name, able in said.items() if name not in found}
+
+
+def _shipped(name: str | None, objectives: Mapping[str, Objective]) -> Objective:
+    """The objective of this name, or the default. Raises UnknownModel, or RequestError if it was not shipped."""
+    name = name or (DEFAULT_OBJECTIVE if DEFAULT_OBJECTIVE in objectives else next(iter(objectives)))
+    objective = objectives.get(name)
+    if objective is None:
+        known = ", ".join(objectives)
+        raise UnknownModel(f"there is no objective {name!r}; this router has {known}", "objective")
+    if not objective.entry.shipped:
+        why = objective.entry.refusal or "training did not ship it"
+        raise RequestError(f"objective {name!r} is not served: {why}", "objective")
+    return objective
 
 
 def _requested(name: str, request: Request, profiles: Mapping[str, Profile], trained: Sequence[str]) -> Candidate:

@@ -28,7 +28,6 @@ def engine(name):
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     journal = Journal(tmp_path_factory.mktemp("state") / "j", Retention(1000, 1e9), keeps_prompts=True)
-    journal.start()
     folder = tmp_path_factory.mktemp("artifact") / "router"
     artifacts.save(small_artifact(), held_out(), None, folder)
     router = Router.load(folder)

@@ -23,7 +23,6 @@ from tests.routing.test_own_routes import CODE, LAW, made
 def learning(folder, exploration="learn", engines=None, router=None, **settings):
     """A server that learns, over this router or the small one."""
     journal = Journal(folder / "state" / "j", Retention(10_000, 1e9))
-    journal.start()
     if router is None:
         artifacts.save(small_artifact(), held_out(), None, folder / "router")
         router = Router(artifacts.load(folder / "router"), exploration=exploration)

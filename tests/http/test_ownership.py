@@ -37,7 +37,6 @@ CHAT = "/v1/chat/completions"
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     journal = Journal(tmp_path_factory.mktemp("state") / "j", Retention(1000, 1e9), keeps_prompts=True)
-    journal.start()
     folder = tmp_path_factory.mktemp("artifact") / "router"
     artifacts.save(small_artifact(), held_out(), None, folder)
     engines = {name: simulated(name) for name in SIZES}
@@ -180,7 +179,6 @@ class Held(Journal):
 
 def test_one_key_cannot_fill_the_decision_logs_queue(tmp_path):
     journal = Held(tmp_path / "j")
-    journal.start()
     with running_server({"a": simulated("a")}, keyring=RING, on_loopback=False, journal=journal) as server:
         flood = [
             threading.Thread(target=ask, args=(server, "bob", "DELETE", f"/v1/decisions/x{number}"))

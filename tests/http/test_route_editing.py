@@ -43,7 +43,6 @@ def file(tmp_path):
 @pytest.fixture
 def journal(tmp_path):
     kept = Journal(tmp_path / "journal", Retention(100, 1e9), keeps_prompts=True)
-    kept.start()
     yield kept
     kept.stop()
 
@@ -116,7 +115,6 @@ def test_a_text_that_cannot_be_loaded_leaves_the_file_as_it_was(file):
 
 def test_without_kept_prompts_or_routes_there_is_nothing_to_add(file, tmp_path):
     journal = Journal(tmp_path / "other", Retention(100, 1e9))
-    journal.start()
     with serving_routes(file, journal) as server:
         headers = server.chat(model="auto")[1]
         body = {"decision_id": headers["x-coe-decision-id"], "route": "law"}

@@ -22,7 +22,6 @@ def open_journal(tmp_path):
 
     def start(**settings):
         journal = Journal(tmp_path / "journal.sqlite3", **{"keep": PLENTY, **settings})
-        journal.start()
         opened.append(journal)
         return journal
 
@@ -207,4 +206,4 @@ async def _ask_until_refused(journal):
 def test_a_journal_that_cannot_be_opened_stops_the_start(tmp_path):
     (tmp_path / "state").touch()
     with pytest.raises(ConfigError, match="or log"):
-        Journal(tmp_path / "state" / "journal.sqlite3", PLENTY).start()
+        Journal(tmp_path / "state" / "journal.sqlite3", PLENTY)

@@ -51,7 +51,6 @@ def served(tmp_path_factory):
     artifacts.save(small_artifact(), held_out(), None, folder / "router")
     router = Router.load(folder / "router")
     journal = Journal(folder / "journal", Retention(1000, 1e9))
-    journal.start()
     quality = quality_of(router.artifact.manifest, EVALUATION)
     engines = {name: engine(name) for name in SIZES}
     room = Bytes(GIB + GIB // 2, 4 * GIB)
