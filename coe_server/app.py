@@ -16,13 +16,7 @@ from dataclasses import replace
 from fastapi import FastAPI
 
 from coe_server.build.capacity import build_capacity, platform_of
-from coe_server.build.experts import (
-    build_experts,
-    costs_file,
-    footprints_file,
-    keep_footprints,
-    refuse_what_never_fits,
-)
+from coe_server.build.experts import build_experts, costs_file, footprints_file, keep_footprints, refuse_what_never_fits
 from coe_server.build.guard import build_guard
 from coe_server.build.nodes import build_identity, build_nodes, learn_from
 from coe_server.build.router import build_capabilities, build_router
@@ -33,9 +27,7 @@ from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.policy import Limits
 from coe_server.cache.tiers import Tier
 from coe_server.config.diff import expert_changes, live_changes
-from coe_server.config.schema import (
-    ServerConfig,
-)
+from coe_server.config.schema import ServerConfig
 from coe_server.engines.memory import copy_bytes_per_second
 from coe_server.engines.vllm.engine import VllmEngine
 from coe_server.events import EventLog

@@ -15,10 +15,7 @@ from coe_server.cache.pins import left_out, pinned
 from coe_server.cache.seats import Card, candidate_seats
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes, Tier
-from coe_server.config.schema import (
-    ServerConfig,
-    proxies_of_environment,
-)
+from coe_server.config.schema import ServerConfig, proxies_of_environment
 from coe_server.engines.cards import Cards
 from coe_server.engines.engine import Footprint, Seat
 from coe_server.engines.hub import hub_size

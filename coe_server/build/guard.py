@@ -6,9 +6,7 @@ import logging
 from collections.abc import Collection, Iterable, Iterator
 
 from coe_server.config.addresses import canonical_host
-from coe_server.config.schema import (
-    ServerConfig,
-)
+from coe_server.config.schema import ServerConfig
 from coe_server.errors import ConfigError
 from coe_server.http.auth import Guard
 from coe_server.http.browsers import Hosts

@@ -25,12 +25,7 @@ from coe_server.cache.placement import Demand
 from coe_server.cache.seats import Card, candidate_seats
 from coe_server.cache.slot import Expert
 from coe_server.commands.machine import Machine, for_machine, rooms
-from coe_server.commands.plan import (
-    Plan,
-    make_plan,
-    planned,
-    without_width,
-)
+from coe_server.commands.plan import Plan, make_plan, planned, without_width
 from coe_server.config.schema import ServerConfig, read_config
 from coe_server.engines.engine import Footprint
 from coe_server.engines.settings import ExpertSettings

@@ -23,13 +23,7 @@ from coe_server.commands.checks import Checked, check
 from coe_server.commands.config_warnings import dead_configuration
 from coe_server.commands.hints import hints
 from coe_server.commands.machine import parse_machine
-from coe_server.commands.plan import (
-    Plan,
-    as_json,
-    headline,
-    together,
-    typical_wait,
-)
+from coe_server.commands.plan import Plan, as_json, headline, together, typical_wait
 from coe_server.commands.terminal import ConfigPath, mistakes_as_sentences, table_console, tell
 from coe_server.config.schema import ServerConfig
 from coe_server.engines.hub import gib

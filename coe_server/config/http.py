@@ -9,10 +9,7 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, Field
 
 from coe_server.config.addresses import HostName, is_loopback_address, parse_host_name
-from coe_server.config.types import (
-    ByteCount,
-    Settings,
-)
+from coe_server.config.types import ByteCount, Settings
 
 
 class TlsSettings(Settings):

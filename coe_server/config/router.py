@@ -9,9 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from coe_server.config.addresses import BaseUrl
-from coe_server.config.types import (
-    Settings,
-)
+from coe_server.config.types import Settings
 
 
 class EmbeddingSettings(Settings):

@@ -17,12 +17,7 @@ from coe_server.config.http import HttpSettings, small_room_for_bodies
 from coe_server.config.nodes import NodesSettings, Role, node_mistakes
 from coe_server.config.proxies import Proxies
 from coe_server.config.router import RouterSettings
-from coe_server.config.types import (
-    Alias,
-    Amount,
-    Amounts,
-    Settings,
-)
+from coe_server.config.types import Alias, Amount, Amounts, Settings
 from coe_server.engines.command import CommandExpert
 from coe_server.engines.lora import LoraExpert
 from coe_server.engines.preset import PresetExpert

@@ -12,14 +12,7 @@ from dataclasses import dataclass, field, replace
 from coe_server.routing.capabilities import Profile, obstacle
 from coe_server.routing.certainty import WHOLE, CertaintyModel, Handover
 from coe_server.routing.conversation import Conversation
-from coe_server.routing.decision import (
-    GENERAL,
-    Availability,
-    HandedOver,
-    RankedExpert,
-    RouteOptions,
-    RoutingDecision,
-)
+from coe_server.routing.decision import GENERAL, Availability, HandedOver, RankedExpert, RouteOptions, RoutingDecision
 from coe_server.routing.manifest import Manifest
 from coe_server.routing.own_routes.choice import NOT_OF_ROUTE
 

@@ -19,14 +19,7 @@ from coe_server.routing.capabilities import (
     shorter,
 )
 from coe_server.routing.conversation import Conversation
-from coe_server.routing.decision import (
-    Availability,
-    Exploration,
-    Kept,
-    RankedExpert,
-    Reason,
-    ResidentTrade,
-)
+from coe_server.routing.decision import Availability, Exploration, Kept, RankedExpert, Reason, ResidentTrade
 
 TIE_DECIMALS = 9  # values equal to this many decimals are ties, as in training
 WORTH_LEAVING = 0.03  # expected score: another expert must read the whole conversation and may have to be loaded

@@ -18,20 +18,8 @@ from router_training.collect.by_certainty import CertaintyScorer
 from router_training.collect.endpoint import endpoint_to
 from router_training.collect.faults import fault_of
 from router_training.collect.judge import Case, Judge
-from router_training.collect.progress import (
-    ExpertTally,
-    Outcome,
-    Step,
-    Tally,
-    refuse_unknown_format,
-    write_outcomes,
-)
-from router_training.collect.recording import (
-    Answers,
-    Question,
-    Recording,
-    read_questions,
-)
+from router_training.collect.progress import ExpertTally, Outcome, Step, Tally, refuse_unknown_format, write_outcomes
+from router_training.collect.recording import Answers, Question, Recording, read_questions
 from router_training.collect.scorers import (
     ChoiceScorer,
     ExactScorer,

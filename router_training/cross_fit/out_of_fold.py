@@ -25,23 +25,12 @@ from router_training.assignment.objectives import (
     front_points,
     solve_objective,
 )
-from router_training.classifier.calibration import (
-    fitted_calibration,
-    out_of_fold_corrections,
-)
+from router_training.classifier.calibration import fitted_calibration, out_of_fold_corrections
 from router_training.classifier.classifier import cross_fit, prompt_folds
 from router_training.classifier.features import Basis
 from router_training.config import COST_UNITS, ObjectiveSettings, TrainingConfig
 from router_training.cross_fit.groups import LeaveGroupOut, leave_groups_out
-from router_training.cross_fit.thresholds import (
-    Ramp,
-    Reading,
-    StepTwo,
-    fitted_step_two,
-    table_of,
-    telling,
-    view_of,
-)
+from router_training.cross_fit.thresholds import Ramp, Reading, StepTwo, fitted_step_two, table_of, telling, view_of
 from router_training.data.dataset import Dataset
 from router_training.data.split import Fold
 

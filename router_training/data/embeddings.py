@@ -19,13 +19,7 @@ from safetensors.numpy import load_file, save
 
 from coe_server.errors import DatasetError, EmbeddingNotFinite
 from coe_server.routing.embedders import Endpoint, EndpointEmbedder
-from coe_server.routing.embeddings import (
-    EmbeddedFeatures,
-    Embedder,
-    StaticEmbeddings,
-    finite,
-    read_static_embeddings,
-)
+from coe_server.routing.embeddings import EmbeddedFeatures, Embedder, StaticEmbeddings, finite, read_static_embeddings
 from coe_server.routing.features import Floats, Turn, Vectoriser, windowed
 from coe_server.routing.frame import NEWEST, Normalisation, read_as
 from coe_server.routing.local_embedders import LOCAL

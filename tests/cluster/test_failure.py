@@ -11,15 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 
-from tests.cluster.servers import (
-    as_process,
-    cluster,
-    expert,
-    front_settings,
-    in_thread,
-    node_settings,
-    relay,
-)
+from tests.cluster.servers import as_process, cluster, expert, front_settings, in_thread, node_settings, relay
 from tests.patience import PATIENCE_SECONDS, until
 from tests.ports import free_port
 

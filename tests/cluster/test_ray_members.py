@@ -6,16 +6,7 @@ from hypothesis import strategies as st
 
 from coe_server.cluster.directory import NodeAddress
 from coe_server.cluster.ray_actors import without_rays
-from coe_server.cluster.ray_members import (
-    Member,
-    NodePlan,
-    NodeRun,
-    RayMachine,
-    addresses,
-    host_of,
-    machines,
-    named,
-)
+from coe_server.cluster.ray_members import Member, NodePlan, NodeRun, RayMachine, addresses, host_of, machines, named
 from coe_server.config.types import require_served_name
 
 

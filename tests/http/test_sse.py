@@ -4,14 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe_server.http.answers.sse import (
-    JUDGED_BYTES,
-    LONGEST_HELD_BYTES,
-    EventCutter,
-    Opening,
-    before_error,
-    parts_of,
-)
+from coe_server.http.answers.sse import JUDGED_BYTES, LONGEST_HELD_BYTES, EventCutter, Opening, before_error, parts_of
 from coe_server.upstream.verdict import NO_EVENTS, SILENT, events_in
 
 WORD = b'data: {"choices": [{"delta": {"content": "an \\"error\\" of mine"}}]}'
