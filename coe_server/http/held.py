@@ -22,6 +22,7 @@ from coe_server.http.routed_request import RoutedRequest
 from coe_server.routing.certainty import WHOLE
 from coe_server.routing.decision import RoutingDecision
 from coe_server.routing.handover import Judge
+from coe_server.routing.router import Router
 from coe_server.upstream.answer import Says
 from coe_server.upstream.verdict import LOOKED_AT_BYTES, events_in, judge_event
 
@@ -53,7 +54,10 @@ class Judging:
     @classmethod
     def of(cls, request: RoutedRequest, decision: RoutingDecision) -> Judging | None:
         """None for an answer that is passed on as it comes."""
-        judge = request.judge(decision)
+        router = request.router
+        if not isinstance(router, Router) or request.parsed.fan_out > 1:
+            return None
+        judge = router.judges.of(decision, request.conversation, request.options, request.is_streamed)
         if judge is None or not request.serving.tellers.may_tell(decision.expert):
             return None
         members = asking(request.parsed.api, request.parsed.body, request.changes(decision.expert))

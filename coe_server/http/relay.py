@@ -23,6 +23,8 @@ from coe_server.http.answers.usage import UsageInBody, UsageInEvents, UsageReade
 from coe_server.http.attempt import Attempt
 from coe_server.http.expert_errors import broken_off, failure, refusal
 from coe_server.http.headers import content_type, header, passed_headers
+from coe_server.http.previous_responses import ResponseId
+from coe_server.http.routed_request import RoutedRequest
 from coe_server.upstream.complaint import Cause, json_value
 from coe_server.upstream.verdict import (
     LOOKED_AT_BYTES,
@@ -68,7 +70,7 @@ class _Relay:
         self._is_event_stream = kind == "text/event-stream"
         self._is_json = kind.endswith("json")
         self.usage: UsageReader = UsageInEvents() if self._is_event_stream else UsageInBody()
-        self._id_listener = attempt.request.id_listener(attempt.expert)
+        self._id_listener = _id_listener(attempt.request, attempt.expert)
         self._heard = attempt.request.heard
 
     async def carry(self) -> None:
@@ -233,6 +235,14 @@ def _is_to_fail(attempt: Attempt, status: int, verdict: Verdict) -> bool:
         return False
     no_answer = status < 400 and verdict.cause in _NO_ANSWER
     return no_answer or attempt.another_may_answer(verdict)
+
+
+def _id_listener(request: RoutedRequest, expert: str) -> ResponseId | None:
+    """A listener that stores the response's id, for `previous_response_id`."""
+    if request.parsed.api.endpoint != "responses":
+        return None
+    made, owner = request.service.made, request.key_name
+    return ResponseId(lambda found: made.remember(found, expert, owner))
 
 
 def _openai_error(body: bytes) -> Mapping[str, Any] | None:

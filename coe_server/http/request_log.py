@@ -5,6 +5,7 @@ The log line contains the prompt only if configured (`log.prompts`).
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Mapping
@@ -135,7 +136,7 @@ def _fields(
     request: RoutedRequest, decision: RoutingDecision, expert: str, facts: Mapping[str, Any], seconds: float
 ) -> dict[str, Any]:
     """The log line. `expert`: the last one that was granted, or chosen."""
-    given, key, prompt = callers_id(request.passed_on), request.key_name, request.prompt
+    given, key, prompt = callers_id(request.passed_on), request.key_name, _prompt(request)
     cost, saved = decision.cost, decision.saved
     return {
         "decision_id": decision.decision_id,
@@ -154,6 +155,15 @@ def _fields(
         "seconds": round(seconds, 4),
         **({} if prompt is None else {"prompt": prompt}),
     }
+
+
+def _prompt(request: RoutedRequest) -> str | None:
+    """The prompt, if prompts are logged; None also for a large body, which was parsed in another process."""
+    if not request.service.log_prompts:
+        return None
+    fields = request.parsed.body.fields
+    found = [fields[name] for name in ("messages", "prompt", "input") if name in fields]
+    return json.dumps(found) if found else None
 
 
 def _record(request: RoutedRequest, decision: RoutingDecision) -> None:

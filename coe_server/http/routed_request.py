@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -16,17 +15,13 @@ from coe_server.http.bodies.body import ENDINGS, LARGE_BYTES, ParsedRequest
 from coe_server.http.bodies.presets import Changes
 from coe_server.http.client_stream import DEADLINE
 from coe_server.http.forwarded import FORWARDED, NOTHING, Forwarded
-from coe_server.http.previous_responses import ResponseId
 from coe_server.http.serving import Decides, Service, Serving
 from coe_server.http.tracing.trace import Trace
 from coe_server.keys import Key
 from coe_server.routing.conversation import Conversation, session_key
 from coe_server.routing.decision import RouteOptions, RoutingDecision, Shadow
-from coe_server.routing.handover import Judge
-from coe_server.routing.router import Router
 
 NOTHING_ASKED: Changes = MappingProxyType({})
-Listener = Callable[[bytes], None]  # receives each piece of an answer
 _LATER_SECONDS = 0.1  # that a node's deadline is behind this server's own, whose error the caller gets
 
 
@@ -83,23 +78,6 @@ class RoutedRequest:
             session = session_key(self.conversation, replace(self.options, expert=None), self.key_name)
         return Tries(session, self.parsed.fan_out, has_substitute=decision.has_another and self.repeatable)
 
-    @property
-    def prompt(self) -> str | None:
-        """The prompt for the log, if prompts are logged; None also for a large body, which was parsed in another
-        process."""
-        if not self.service.log_prompts:
-            return None
-        fields = self.parsed.body.fields
-        found = [fields[name] for name in ("messages", "prompt", "input") if name in fields]
-        return json.dumps(found) if found else None
-
-    def judge(self, decision: RoutingDecision) -> Judge | None:
-        """The judge of this decision's expert; None if its answer is not judged."""
-        router = self.router
-        if not isinstance(router, Router) or self.parsed.fan_out > 1:
-            return None
-        return router.judges.of(decision, self.conversation, self.options, self.is_streamed)
-
     def engine_request(
         self, expert: str, leased: str, trace: Trace, tries: Tries, asked: Changes = NOTHING_ASKED
     ) -> EngineRequest:
@@ -107,7 +85,9 @@ class RoutedRequest:
         without `coe`, and with what a preset changes and what is `asked` beside. A node also gets what this server
         knows of the caller, and the time that is left."""
         model = self.service.model_at(expert, leased)
-        passed_on = (*self.passed_on.items(), *(self._to_a_node() if self.service.is_on_nodes(expert) else ()))
+        passed_on = tuple(self.passed_on.items())
+        if self.service.is_on_nodes(expert):
+            passed_on += tuple(_to_a_node(Forwarded(self.options.priority, self.owner), self.due))
         if (upload := self.parsed.upload) is not None:
             headers = (("content-type", upload.content_type), *passed_on)
             form = upload.body(model)
@@ -117,14 +97,6 @@ class RoutedRequest:
         pieces = body.for_engine(model, {**self.changes(expert), **asked})
         whole = b"".join(pieces) if len(body.raw) <= LARGE_BYTES else pieces
         return EngineRequest("POST", self.parsed.api.path, trace.onto(headers), whole, tries, model)
-
-    def _to_a_node(self) -> Iterator[tuple[str, str]]:
-        told = Forwarded(self.options.priority, self.owner)
-        if told != NOTHING:
-            yield FORWARDED, told.as_header()
-        if self.due is not None:
-            left_seconds = self.due - asyncio.get_running_loop().time()
-            yield DEADLINE, f"{max(left_seconds, 0.0) + _LATER_SECONDS:.3f}"
 
     def changes(self, expert: str) -> Changes:
         """What the expert, if it is a preset, changes in the body; nothing where no answer is generated."""
@@ -145,9 +117,11 @@ class RoutedRequest:
         ours, theirs = self.service.context_tokens(expert), self.service.context_tokens(than)
         return ours is None or theirs is None or ours > theirs
 
-    def id_listener(self, expert: str) -> Listener | None:
-        """A listener that stores the response's id, for `previous_response_id`."""
-        if self.parsed.api.endpoint != "responses":
-            return None
-        made, owner = self.service.made, self.key_name
-        return ResponseId(lambda found: made.remember(found, expert, owner))
+
+def _to_a_node(told: Forwarded, due: float | None) -> Iterator[tuple[str, str]]:
+    """The headers for a node alone: what this server knows of the caller, and the time that is left."""
+    if told != NOTHING:
+        yield FORWARDED, told.as_header()
+    if due is not None:
+        left_seconds = due - asyncio.get_running_loop().time()
+        yield DEADLINE, f"{max(left_seconds, 0.0) + _LATER_SECONDS:.3f}"
