@@ -63,7 +63,7 @@ def export_journal(journal: Path, folder: Path) -> Exported:
         raise ConfigError(f"{journal}: there is no decision log; a server with log.decisions: true writes one")
     store = Store(journal)
     try:
-        kept = list(store.everything())
+        kept = list(store.decisions.everything())
     finally:
         store.close()
     private_folder(folder)

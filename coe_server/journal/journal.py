@@ -109,15 +109,15 @@ class Journal:
 
     async def one(self, decision_id: str, owner: str | None = None) -> Kept:
         """One decision. Raises UnknownDecision or JournalUnavailable."""
-        return await self._writer.done(lambda store: store.one(decision_id, owner))
+        return await self._writer.done(lambda store: store.decisions.one(decision_id, owner))
 
     async def rated(self) -> list[Kept]:
         """The decisions with ratings or comparisons, oldest first. Raises JournalUnavailable."""
-        return await self._writer.done(lambda store: list(store.rated()))
+        return await self._writer.done(lambda store: list(store.decisions.rated()))
 
     async def newest(self, count: int) -> list[Kept]:
         """The last decisions, newest first. Raises JournalUnavailable."""
-        return await self._writer.done(lambda store: store.newest(count))
+        return await self._writer.done(lambda store: store.decisions.newest(count))
 
 
 class _Writer:

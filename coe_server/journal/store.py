@@ -113,11 +113,12 @@ class LogFile:
 
 
 class Store:
-    """The decisions in the file at `path`, which is created if missing. Raises ConfigError as `LogFile` does."""
+    """The log in the file at `path`, created if missing; `decisions` reads it. Raises ConfigError as `LogFile` does."""
 
     def __init__(self, path: Path) -> None:
         self.file = LogFile(path)
         self._sql = self.file.sql
+        self.decisions = Decisions(self._sql)
 
     def add(self, entry: Entry) -> None:
         """Insert a decision, or replace it after a fallback to another expert."""
@@ -169,8 +170,18 @@ class Store:
         for table in _EVERYTHING:
             self.file.erase(table, "seq <= ?", row[0] or 0)
 
+    def close(self) -> None:
+        self._sql.close()
+
+
+class Decisions:
+    """The decisions in a log file, as they are read back."""
+
+    def __init__(self, sql: sqlite3.Connection) -> None:
+        self._sql = sql
+
     def one(self, decision_id: str, owner: str | None = None) -> Kept:
-        """One decision; `owner` as in `rate`. Raises UnknownDecision."""
+        """One decision; `owner` as in `Store.rate`. Raises UnknownDecision."""
         row = self._sql.execute(f"{_KEPT} WHERE {_OWN}", (decision_id, owner, owner)).fetchone()
         if row is None:
             raise _unknown(decision_id)
@@ -190,9 +201,6 @@ class Store:
         """Every decision, oldest first."""
         for row in self._sql.execute(f"{_KEPT} ORDER BY seq"):
             yield _kept(row)
-
-    def close(self) -> None:
-        self._sql.close()
 
 
 def _prepare(sql: sqlite3.Connection, path: Path) -> None:

@@ -33,7 +33,7 @@ def open_journal(tmp_path):
 
 def kept_in(tmp_path):
     store = Store(tmp_path / "journal.sqlite3")
-    found = list(store.everything())
+    found = list(store.decisions.everything())
     store.close()
     return found
 

@@ -48,7 +48,7 @@ def test_what_is_written_is_read_back_by_the_next_server(tmp_path):
     rate(first, "one", 0.25, "meh")
     first.close()
     second = Store(tmp_path / "j")
-    kept = second.one("one")
+    kept = second.decisions.one("one")
     second.close()
     assert (kept.time, kept.score, kept.comment) == (7.0, 0.25, "meh")
     assert kept.decision["category"] == "français"
@@ -60,14 +60,14 @@ def test_the_last_word_counts_and_there_is_only_one(store):
     add(store, "one")
     for score in (0.0, 1.0, 0.5):
         rate(store, "one", score)
-    assert [kept.score for kept in store.everything()] == [0.5]
+    assert [kept.score for kept in store.decisions.everything()] == [0.5]
 
 
 def test_a_decision_that_changed_hands_is_still_one(store):
     add(store, "one", "a text", expert="a")
     rate(store, "one", 0.5)
     add(store, "one", "a text", expert="b")
-    assert [(kept.decision["expert"], kept.score) for kept in store.everything()] == [("b", 0.5)]
+    assert [(kept.decision["expert"], kept.score) for kept in store.decisions.everything()] == [("b", 0.5)]
 
 
 def took(store, name, **tokens):
@@ -80,10 +80,10 @@ def test_what_an_answer_took_stays_with_its_decision_also_where_that_changes_han
     took(store, "one", prompt=5, completion=1)
     took(store, "one", prompt=5, completion=3)  # an expert that was asked once more
     add(store, "one", expert="b")
-    kept = store.one("one")
+    kept = store.decisions.one("one")
     assert (kept.tokens, kept.decision["expert"]) == ({"prompt": 5, "completion": 3}, "b")
     assert kept.as_json()["tokens"] == {"prompt": 5, "completion": 3}
-    assert store.one("other").as_json()["tokens"] is None
+    assert store.decisions.one("other").as_json()["tokens"] is None
 
 
 def test_tokens_go_with_their_decision_and_do_not_come_back(store):
@@ -93,7 +93,7 @@ def test_tokens_go_with_their_decision_and_do_not_come_back(store):
     commit(store, lambda: store.delete("3"), lambda: store.took("3", {"prompt": 666}))
     commit(store, lambda: store.expire(Retention(100, 8.5), now=10.0))
     add(store, "4", moment=4.0)
-    assert [(kept.decision["decision_id"], kept.tokens) for kept in store.everything()] == [
+    assert [(kept.decision["decision_id"], kept.tokens) for kept in store.decisions.everything()] == [
         ("2", {"prompt": 2}),
         ("4", None),
     ]
@@ -123,17 +123,17 @@ def test_a_log_of_an_earlier_version_is_read_and_gone_on_with(tmp_path, before):
         file.executescript(before)
     for _ in range(2):  # and what it has become is opened again
         with closing(Store(tmp_path / "j")) as store:
-            assert (store.one("old").score, store.one("old").tokens) == (0.5, None)
-            assert store.one("old").ratings == {"score": 0.5}
+            assert (store.decisions.one("old").score, store.decisions.one("old").tokens) == (0.5, None)
+            assert store.decisions.one("old").ratings == {"score": 0.5}
     with closing(Store(tmp_path / "j")) as store:
         took(store, "old", completion=3)
-        assert store.one("old").tokens == {"completion": 3}
+        assert store.decisions.one("old").tokens == {"completion": 3}
         with pytest.raises(UnknownDecision):  # it is known to no key in particular
-            store.one("old", "ann")
+            store.decisions.one("old", "ann")
 
 
 def test_an_unknown_decision_is_named(store):
-    for act in (store.one, store.delete, lambda name: store.rate(Feedback(name, 1.0, None, 0.0))):
+    for act in (store.decisions.one, store.delete, lambda name: store.rate(Feedback(name, 1.0, None, 0.0))):
         with pytest.raises(UnknownDecision, match="no decision 'nobody'"):
             act("nobody")
 
@@ -141,7 +141,7 @@ def test_an_unknown_decision_is_named(store):
 def test_half_a_surrogate_pair_does_not_stop_the_log(store):
     add(store, "one", "odd \ud83d text")
     rate(store, "one", 1.0, "odd \ud83d comment")
-    assert store.one("one").comment == "odd \ud83d comment"
+    assert store.decisions.one("one").comment == "odd \ud83d comment"
 
 
 @pytest.mark.parametrize("by", ["rows", "days"])
@@ -150,7 +150,7 @@ def test_retention_takes_the_oldest_first_and_leaves_no_text_of_them(store, by):
         add(store, f"d{number}", f"secret-{number}-" * 40, moment=float(number))
     keep = Retention(4, 1e9) if by == "rows" else Retention(100, 4.5)
     commit(store, lambda: store.expire(keep, now=10.0))
-    assert [kept.decision["decision_id"] for kept in store.everything()] == ["d6", "d7", "d8", "d9"]
+    assert [kept.decision["decision_id"] for kept in store.decisions.everything()] == ["d6", "d7", "d8", "d9"]
     left = bytes_of(store)
     assert all((f"secret-{number}-".encode() in left) == (number >= 6) for number in range(10))
 
@@ -233,7 +233,7 @@ def test_after_a_power_cut_all_that_was_committed_is_there(tmp_path):
         (other / "j").write_bytes(main)
         (other / "j-wal").write_bytes(log[:cut])
         again = Store(other / "j")
-        found = {kept.decision["decision_id"]: kept.score for kept in again.everything()}
+        found = {kept.decision["decision_id"]: kept.score for kept in again.decisions.everything()}
         again.close()
         assert {str(number): number / 100 for number in range(survived)}.items() <= found.items()
         assert len(found) <= survived + 1
@@ -262,7 +262,7 @@ def test_a_decision_is_its_owners_and_to_others_like_one_that_never_was(store):
     commit(store, lambda: store.add(Entry(0.0, MadeUp("anns"), said("a secret"), "ann")))
     add(store, "without")
     acts = {
-        "read": store.one,
+        "read": store.decisions.one,
         "rate": lambda name, owner: store.rate(Feedback(name, 1.0, "mine", 0.0), owner),
         "delete": store.delete,
     }
@@ -270,7 +270,7 @@ def test_a_decision_is_its_owners_and_to_others_like_one_that_never_was(store):
         for name, owner in (("anns", "bob"), ("without", "bob"), ("without", "ann"), ("never", "ann")):
             with pytest.raises(UnknownDecision, match=f"there is no decision '{name}' in the log"):
                 act(name, owner)
-    assert store.one("anns", "ann").score is None
+    assert store.decisions.one("anns", "ann").score is None
     assert b"a secret" in bytes_of(store)
     for owner in ("ann", None):
         commit(store, lambda owner=owner: acts["rate"]("anns", owner))
@@ -281,9 +281,9 @@ def test_a_decision_is_its_owners_and_to_others_like_one_that_never_was(store):
 def test_a_decision_that_changed_hands_is_still_its_first_owners(store):
     for owner in ("ann", "bob"):
         commit(store, lambda owner=owner: store.add(Entry(0.0, MadeUp("one"), None, owner)))
-    assert store.one("one", "ann").decision["decision_id"] == "one"
+    assert store.decisions.one("one", "ann").decision["decision_id"] == "one"
     with pytest.raises(UnknownDecision):
-        store.one("one", "bob")
+        store.decisions.one("one", "bob")
 
 
 def test_deleting_what_is_not_there_cuts_no_log_and_waits_for_no_disk(store):
