@@ -17,7 +17,7 @@ from coe_server.http.answers.sse import before_error
 from coe_server.http.attempt import Attempt
 from coe_server.http.bodies.presets import Changes
 from coe_server.http.headers import certainty_header, content_type
-from coe_server.http.logprobs import MOST_FOUND, TakenFromBody, TakenFromEvents, asking, is_named_in
+from coe_server.http.logprobs import MOST_FOUND, Refusal, TakenFromBody, TakenFromEvents, asking, refusal_in
 from coe_server.http.routed_request import RoutedRequest
 from coe_server.routing.certainty import WHOLE
 from coe_server.routing.decision import RoutingDecision
@@ -69,7 +69,7 @@ class Judging:
         """
         tellers = self._request.serving.tellers
         if self.members and answer.status in _REFUSALS:
-            return _Refusal(answer, lambda is_clear: tellers.refused(attempt.expert, is_clear=is_clear))
+            return _Refused(answer, partial(tellers.refused, attempt.expert))
         if self.members and answer.status < 300:
             tellers.took(attempt.expert)
         encodings = [value for name, value in answer.headers if name.lower() == "content-encoding"]
@@ -95,15 +95,15 @@ class Judging:
         attempt.headers.update(certainty_header(certainty))
 
 
-class _Refusal:
-    """An `EngineResponse` that refuses a request. Reading it raises RefusesLogprobs if that names them; `refused` is
-    called with whether it does."""
+class _Refused:
+    """An `EngineResponse` that refuses a request. Reading it raises RefusesLogprobs if that names them; `unclear` is
+    called if the reason could be they."""
 
-    def __init__(self, answer: EngineResponse, refused: Callable[[bool], None]) -> None:
+    def __init__(self, answer: EngineResponse, unclear: Callable[[], None]) -> None:
         self.status = answer.status
         self.headers = answer.headers
         self._answer = answer
-        self._refused = refused
+        self._unclear = unclear
 
     async def chunks(self) -> AsyncIterator[bytes]:
         pieces, body = self._answer.chunks(), bytearray()
@@ -111,10 +111,11 @@ class _Refusal:
             body += piece
             if len(body) > LOOKED_AT_BYTES:
                 break
-        is_clear = is_named_in(self.status, bytes(body))
-        self._refused(is_clear)
-        if is_clear:
+        refusal = refusal_in(self.status, bytes(body))
+        if refusal is Refusal.OF_LOGPROBS:
             raise RefusesLogprobs
+        if refusal is Refusal.UNCLEAR:
+            self._unclear()
         yield bytes(body)
         async for piece in pieces:
             yield piece

@@ -7,18 +7,22 @@ also sends a chunk for a token of which nothing is told yet; such chunks are dro
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from enum import Enum
 from itertools import islice
 
 from coe_server.http.answers.sse import EventCutter
 from coe_server.http.apis import Api
 from coe_server.http.bodies.body import LONGEST_OPTION_BYTES, Body
 from coe_server.http.bodies.presets import Changes
-from coe_server.upstream.complaint import TooComplex, names_member
+from coe_server.upstream.complaint import Cause, TooComplex, cause_of, names_member, says_why
 from coe_server.upstream.verdict import complaint_in, events_in
+
+logger = logging.getLogger(__name__)
 
 MOST_FOUND = 2**16  # log-probabilities that are kept of one answer
 LONGEST_BODY_BYTES = 8 * 2**20  # about 60,000 tokens with their log-probabilities
@@ -60,19 +64,24 @@ def asking(api: Api, body: Body, changes: Changes) -> Changes | None:
 MOST_UNCLEAR = 3
 
 
-class Tellers:
-    """Which experts' engines tell log-probabilities, as they were seen to.
+class Refusal(Enum):
+    """What an engine says to a request that asks for log-probabilities."""
 
-    A refusal that names them says that an engine does not; one without a reason may be about the request. After
-    MOST_UNCLEAR of these in a row, an engine that never told any is no longer asked.
-    """
+    OF_LOGPROBS = "of log-probabilities"  # it names them
+    UNCLEAR = "unclear"  # it gives no reason, or speaks of something unsupported without a name
+    OF_THE_REQUEST = "of the request"  # another reason
+
+
+class Tellers:
+    """Which experts' engines tell log-probabilities, as they were seen to."""
 
     def __init__(self) -> None:
         self._told: set[str] = set()
-        self._unclear: Counter[str] = Counter()
+        self._silent: set[str] = set()
+        self._unclear: Counter[str] = Counter()  # refusals in a row
 
     def may_tell(self, expert: str) -> bool:
-        return expert in self._told or self._unclear[expert] < MOST_UNCLEAR
+        return expert in self._told or expert not in self._silent
 
     def told(self, expert: str) -> None:
         """Its engine told some: a later refusal is about one request."""
@@ -82,16 +91,32 @@ class Tellers:
         """Its engine took a request for them."""
         self._unclear.pop(expert, None)
 
-    def refused(self, expert: str, *, is_clear: bool) -> None:
-        self._unclear[expert] += MOST_UNCLEAR if is_clear else 1
+    def refused(self, expert: str) -> None:
+        """Its engine refused a request unclearly. After MOST_UNCLEAR in a row it is no longer asked."""
+        self._unclear[expert] += 1
+        if self._unclear[expert] >= MOST_UNCLEAR:
+            self._silence(expert)
+
+    def answered_without(self, expert: str) -> None:
+        """Its engine refused a request for them by name, and answered the same request without."""
+        self._silence(expert)
+
+    def _silence(self, expert: str) -> None:
+        if self.may_tell(expert):
+            logger.warning("expert '%s' refuses log-probabilities: until a reload, its answers are not judged", expert)
+        self._silent.add(expert)
 
 
-def is_named_in(status: int, body: bytes) -> bool:
-    """True if this error names log-probabilities: then they, and nothing else in the request, were refused."""
+def refusal_in(status: int, body: bytes) -> Refusal:
+    """What the error in the body of a response with this status refuses."""
     try:
-        return names_member(complaint_in(status, body), _NAMED)
+        complaint = complaint_in(status, body)
     except TooComplex:
-        return False
+        return Refusal.OF_THE_REQUEST
+    if names_member(complaint, _NAMED):
+        return Refusal.OF_LOGPROBS
+    is_unclear = not says_why(complaint) or cause_of(complaint) is Cause.UNSUPPORTED
+    return Refusal.UNCLEAR if is_unclear else Refusal.OF_THE_REQUEST
 
 
 def _forces(name: str, value: bytes) -> bool:

@@ -251,6 +251,8 @@ class RoutedResponse(Response):
                     lease.answered()
                     request.service.sessions.remember(request.session, self._decision)
                     self._is_answered = True
+                    if refused:
+                        request.serving.tellers.answered_without(attempt.expert)
         except TimeoutError as error:
             if not longest.expired():
                 raise

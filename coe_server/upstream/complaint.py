@@ -86,6 +86,11 @@ def cause_of(complaint: Complaint) -> Cause:
     return Cause.BROKEN
 
 
+def says_why(complaint: Complaint) -> bool:
+    """False for an error without a reason: nothing but its status, the status's name, or codes of a kind of error."""
+    return _NO_REASON.sub("", complaint.words).strip() != ""
+
+
 def names_member(complaint: Complaint, member: re.Pattern[str]) -> bool:
     """True if it names such a member of the request: by place, or in its own words. Longer quotes are not its own."""
     if member.fullmatch(complaint.param) or any(map(member.fullmatch, complaint.places)):
@@ -247,6 +252,10 @@ _MODEL_WORDS = re.compile(
     r"|\b(model|deployment) ['\"`]?[\w./:@-]+['\"`]? is not supported"
     r"|(unknown|invalid|no such|not a valid|retired|deprecated|nonexistent) (model|deployment)\b"
     r"(?! (length|parameter|argument|option|output))"
+)
+_NO_REASON = re.compile(
+    r"\b(\d{3}|(bad|invalid)[ _]?request|not[ _]?found|unprocessable[ _]?(entity|content)|not[ _]?implemented"
+    r"|(\w+[ _]?)?error)\b|[^\w\s]"
 )
 _MODEL_ALONE = re.compile(r"models?[:/] ?\S+")  # the whole text of Anthropic's 404
 _UNSUPPORTED_CODES = _codes(

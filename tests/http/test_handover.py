@@ -346,12 +346,52 @@ def test_a_request_is_not_sent_again_to_the_engine_that_refused_it_for_another_r
         assert team["linguist"].deaths == [sent_again]
 
 
-def test_an_engine_that_refuses_again_and_again_without_a_reason_is_no_longer_asked_for_them(router):
-    refuses = Says(400, b'{"error": {"message": "Bad Request", "code": 400}}')
-    with running_server(experts(linguist=[refuses] * 3), router=router) as server:
-        assert [ask(server, WORDS)[0] for _ in range(3)] == [400] * 3
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        {"error": {"message": "Bad Request", "type": "invalid_request_error", "code": 400}},
+        {"error": {"message": "", "type": "BadRequestError"}},
+        {"error": {"message": "Unsupported parameter", "code": "unsupported_parameter"}},
+        {"detail": "Unprocessable Entity"},
+    ],
+)
+def test_an_engine_that_refuses_again_and_again_without_a_reason_is_no_longer_asked_for_them(router, refusal, caplog):
+    refuses = Says(400, json.dumps(refusal).encode())
+    team = experts(linguist=[refuses] * 3)
+    with running_server(team, router=router) as server:
+        for left in (2, 1, 0):
+            ask(server, WORDS)  # refused, or answered by another expert
+            assert len(team["linguist"].deaths) == left
         status, headers, _ = ask(server, WORDS)
         assert (status, headers["x-coe-expert"], headers["x-coe-reason"]) == (200, "linguist", "mapped")
+    assert [one.getMessage() for one in caplog.records if "log-probabilities" in one.getMessage()] == [
+        "expert 'linguist' refuses log-probabilities: until a reload, its answers are not judged"
+    ]
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        {"error": {"message": "temperature must not be negative", "code": 400}},
+        {"error": {"message": "this model's context is 8 tokens", "type": "invalid_request_error"}},
+        {"detail": [{"loc": ["body", "tools", 0], "msg": "Field required", "type": "missing"}]},
+    ],
+)
+def test_callers_mistakes_in_a_row_turn_nothing_off_for_others(router, refusal):
+    refuses = Says(400, json.dumps(refusal).encode())
+    with running_server(experts(linguist=[*[refuses] * 5, unsure()]), router=router) as server:
+        for _ in range(5):
+            ask(server, WORDS, stream=True)
+        assert ask(server, WORDS, stream=True)[1]["x-coe-reason"] == "handed_over"
+
+
+def test_an_error_that_mentions_them_turns_nothing_off_if_the_request_without_them_is_refused_too(router):
+    mentions = Says(400, b'{"error": {"message": "Unknown field: foo. Allowed: model, messages, logprobs"}}')
+    team = experts(linguist=[mentions, mentions, unsure()])
+    with running_server(team, router=router) as server:
+        ask(server, WORDS, stream=True)  # twice, then another expert answers
+        assert len(team["linguist"].deaths) == 1
+        assert ask(server, WORDS, stream=True)[1]["x-coe-reason"] == "handed_over"
 
 
 def test_refusals_without_a_reason_turn_nothing_off_once_an_engine_has_told_some(router):
