@@ -103,7 +103,8 @@ async def _row(router: Router, count: int) -> str:
     await asyncio.sleep(0)
     for number, place in enumerate(places):
         _hear(nodes, place, "snapshot", _snapshot(place, number, count))
-    slots = cast("dict[str, Slot]", {name: SimpleNamespace(expert=SimpleNamespace(on_nodes=True)) for name in NAMES})
+    there = SimpleNamespace(expert=SimpleNamespace(on_nodes=True), leaves=False)
+    slots = cast("dict[str, Slot]", dict.fromkeys(NAMES, there))
     kept: dict[str, Any] = {}
     talk, asked = Conversation.of_prompt("python function loop " * 20), RouteOptions(objective="quality")
     deciding, telling = [], []

@@ -135,6 +135,8 @@ class Ledger:
         after = self.used - self.held(expert) + exact
         assert self._may_hold(after), f"ledger over capacity: {expert} -> {exact}, {after} of {self.capacity}"
         self.used, self._held[expert] = after, exact
+        if exact == _NOTHING:
+            del self._held[expert]
 
     def lose(self, card: int) -> None:
         """Set the capacity of that card to 0."""

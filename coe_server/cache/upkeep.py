@@ -137,7 +137,7 @@ class Prefetching:
             self._guesses.begin(Guess.ROOM, goal.name)
 
     def note_load(self) -> None:
-        """Note that an expert is loaded now: idle ones that were evicted for that were so to good purpose."""
+        """Note that an expert is loaded now: idle ones were usefully evicted for it."""
         for name in tuple(self._guesses.open[Guess.ROOM]):
             self._guesses.end(Guess.ROOM, name, self._guesses.useful)
 

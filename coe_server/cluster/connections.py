@@ -54,7 +54,7 @@ class Pending:
 
 
 class NodeConnections:
-    """Those of requests are one channel; it is replaced when the process at the address is another one."""
+    """The connections to a node. All requests share one channel; another process at the address gets a new one."""
 
     def __init__(self, address: NodeAddress, access: Access) -> None:
         self.access = access
@@ -75,7 +75,7 @@ class NodeConnections:
         return self._channel
 
     async def for_stream(self) -> HttpChannel:
-        """One more, of the caller, at the address that the node's name has now. Raises EngineError."""
+        """A new channel to the address that the node's name has now; the caller closes it. Raises EngineError."""
         self._url = await _looked_up(self._address.url.rstrip("/"))
         return self._opened()
 

@@ -36,7 +36,8 @@ class HostPort:
 
 def canonical_host(name: str) -> str:
     """The canonical spelling of a name or address, without brackets."""
-    name = name.lower().removesuffix(".")
+    name, percent, interface = name.partition("%")  # names of interfaces have capitals: fe80::1%enP2p1s0
+    name = name.lower().removesuffix(".") + percent + interface
     try:
         return str(ip_address(name)) if name[:1].isdigit() or ":" in name else name
     except ValueError:

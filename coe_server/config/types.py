@@ -119,7 +119,7 @@ def contradiction(vision: bool | None, modalities: Sequence[Modality] | None) ->
     return f"vision is {str(vision).lower()}, but image is {'not ' if vision else ''}among the modalities ({listed})"
 
 
-_VARIABLE_NAME = re.compile(r"[A-Z_][A-Z0-9_]*|[a-z_]+")
+_VARIABLE_NAME = re.compile(r"[A-Z]{1,20}(_[A-Z0-9]{1,20})*|[a-z]{1,20}(_[a-z]{1,20})*")
 
 
 def clean_secret(value: str | None, key: str, variable: str) -> str:

@@ -14,6 +14,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
 from coe_server.config.file import Mistake
@@ -116,6 +117,13 @@ def unexpected(error: Exception) -> CoeError:
     return CoeError(_OUR_MISTAKE)
 
 
+def _methods(request: Request) -> str:
+    """The methods that this path has, over all its routes: `DELETE, GET`."""
+    routes = [one for one in request.app.routes if isinstance(one, Route)]
+    found = {name for one in routes if one.matches(request.scope)[0] is not Match.NONE for name in one.methods or ()}
+    return ", ".join(sorted(found - {"HEAD"}))
+
+
 def install_error_handlers(app: FastAPI, telemetry: Telemetry) -> None:
     """Errors of the framework get the same shape."""
 
@@ -137,12 +145,13 @@ def install_error_handlers(app: FastAPI, telemetry: Telemetry) -> None:
         assert isinstance(error, HTTPException)
         if error.status_code == 405 and _WEBSOCKET_KEY in request.headers:
             return told(request, UpgradeRequired(NO_WEBSOCKET), IN_PLACE_OF_WEBSOCKET)
-        allowed = (error.headers or {}).get("Allow") if error.status_code == 405 else None
-        detail = f"method not allowed; use {allowed}" if allowed else error.detail
+        headers, detail = error.headers, error.detail
+        if error.status_code == 405 and (allowed := _methods(request)):
+            headers, detail = {"Allow": allowed}, f"method not allowed; use {allowed}"
         shaped = RequestError(f"{request.method} {request.scope['path']}: {detail}")
         shaped.status = error.status_code
         shaped.code = "unknown_url" if error.status_code == 404 else "method_not_allowed"
-        return told(request, shaped, error.headers)
+        return told(request, shaped, headers)
 
     app.add_exception_handler(CoeError, ours)
     app.add_exception_handler(RequestValidationError, malformed)

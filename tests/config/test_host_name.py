@@ -52,6 +52,7 @@ def test_what_names_no_host_is_none(text: str) -> None:
         ("10.1.2.3", "10.1.2.3"),
         ("[::1]", "::1"),
         ("FE80::1", "fe80::1"),
+        ("FE80::1%enP2p1s0", "fe80::1%enP2p1s0"),
         ("bücher.example", "xn--bcher-kva.example"),
     ],
 )

@@ -41,7 +41,9 @@ def test_a_secret_that_no_header_can_carry_is_refused_and_not_shown(value: str |
     assert "sk-" not in str(refused.value)
 
 
-@pytest.mark.parametrize("name", ["sk-proj-abc123", "gsk_a1B2c3", "abc/def", "AIzaSyX", "a1b2c3d4"])
+@pytest.mark.parametrize(
+    "name", ["sk-proj-abc123", "gsk_a1B2c3", "abc/def", "AIzaSyX", "a1b2c3d4", "AKIAI44QH8DHBEXAMPLE", "x" * 32]
+)
 def test_a_secret_in_the_place_of_its_variables_name_is_not_shown(name: str) -> None:
     with pytest.raises(ConfigError) as refused:
         clean_secret(None, "experts.a.api_key_env", name)

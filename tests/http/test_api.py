@@ -114,6 +114,9 @@ def test_a_method_that_a_path_does_not_have_is_refused_with_those_that_it_has(se
     assert (status, headers["allow"]) == (405, "POST")
     told = json.loads(raw)["error"]["message"]
     assert told == "GET /v1/chat/completions: method not allowed; use POST"
+    status, headers, raw = server.ask("PUT", "/v1/decisions/7")
+    assert (status, headers["allow"]) == (405, "DELETE, GET")
+    assert json.loads(raw)["error"]["message"] == "PUT /v1/decisions/7: method not allowed; use DELETE, GET"
 
 
 def test_health_readiness_and_the_operators_view(server):

@@ -206,7 +206,7 @@ async def command(run: VllmRun, path: str, payload: dict[str, object]) -> None:
 
 
 class AdapterSet:
-    """Those of one engine over all its runs."""
+    """The adapters of one engine over all its runs."""
 
     def __init__(self, adapters: Iterable[Adapter]) -> None:
         self._known = {one.name: one for one in adapters}

@@ -10,7 +10,7 @@ import fcntl
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -147,7 +147,7 @@ def _ending(status: int) -> str:
 
 
 class WeightImages:
-    """One of each rank, from the first `paths` to `close`; none for an engine that cannot sleep."""
+    """An image of each rank's weights, from the first `paths` to `close`; none for an engine that cannot sleep."""
 
     def __init__(self, launch: VllmLaunch) -> None:
         self._launch = launch
@@ -165,12 +165,14 @@ class WeightImages:
                 self._images += (await WeightImage.held(self._launch.name, self._launch.user),)
         return tuple(image.path for image in self._images)
 
-    async def secure(self, run: VllmRun, within_seconds: float) -> bool:
-        """Have them written, unless the engine was loaded from them. Returns whether they were. Raises EngineError."""
+    async def fresh(self, run: VllmRun) -> tuple[bool, ...]:
+        """For each rank, true if its engine was loaded from files and not from its image; empty without images."""
         if not self._images:
-            return False
-        reports = await run.ask_ranks("memory_report")
-        fresh = [not report["loaded_from_image"] for report in reports]
+            return ()
+        return tuple([not report["loaded_from_image"] for report in await run.ask_ranks("memory_report")])
+
+    async def secure(self, run: VllmRun, fresh: Sequence[bool], within_seconds: float) -> None:
+        """Have the images of the `fresh` ranks written, and see that all are closed to changes. Raises EngineError."""
         if any(fresh):
             for image, is_fresh in zip(self._images, fresh, strict=True):
                 if is_fresh and (await image.state()).sealed:  # the worker rejected it
@@ -179,7 +181,6 @@ class WeightImages:
         for image in self._images:
             if not (await image.state()).sealed:
                 raise EngineError(f"engine '{self._launch.name}' left its image open to changes")
-        return any(fresh)
 
     async def size_bytes(self) -> int:
         """Of all together."""

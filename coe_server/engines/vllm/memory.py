@@ -70,8 +70,10 @@ class VllmMemory:
 
     async def secure_images(self, run: VllmRun) -> None:
         """Have the images written before the first sleep, unless the engine was loaded from them."""
-        if await self.images.secure(run, self.move_seconds):
+        fresh = await self.images.fresh(run)
+        if any(fresh):
             self.first_answers.forget()
+        await self.images.secure(run, fresh, self.move_seconds)
 
     async def measure(self, run: VllmRun) -> None:
         """Replace the estimated footprint by a measured one."""
@@ -147,7 +149,7 @@ class _Rank:
 
 
 class RankMemory:
-    """`width`: the number of ranks."""
+    """The memory that the ranks of an engine on a CPU use. `width`: their number."""
 
     def __init__(self, name: str, width: int) -> None:
         self._name = name
