@@ -129,7 +129,7 @@ def test_at_the_limit_of_open_files_one_line_says_so_and_what_to_do(tmp_path):
         limit = open_files_of(process.pid) + 5
         resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (limit, hard))
         with ExitStack() as open_:
-            for _ in range(20):
+            for _ in range(limit):  # more than it can have open, also once files of its start are closed
                 open_.enter_context(closing(socket.create_connection(address, timeout=PATIENCE_SECONDS)))
             until(lambda: "limit of open files" in log.read_text())
         resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (hard, hard))

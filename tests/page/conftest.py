@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pytest
@@ -91,8 +92,17 @@ def chromium():
 
 @pytest.fixture
 def visit(chromium, served):
-    """Opens the page in a browser of this size and with these preferences; checks afterwards that it had no errors."""
+    """Opens the page in a browser of this size and with these preferences; checks afterwards that it had no errors.
+
+    A test that ends its own server enters `visit.closes()` after it: an open page complains of a lost server.
+    """
     opened = []
+
+    @contextmanager
+    def closes():
+        yield
+        for context, _ in opened:
+            context.close()
 
     def open_page(width=1280, height=900, server=served, **taste):
         context = chromium.new_context(viewport={"width": width, "height": height}, **taste)
@@ -110,8 +120,9 @@ def visit(chromium, served):
         opened.append((context, found))
         return found
 
-    yield open_page
-    for context, found in opened:
-        context.close()
+    open_page.closes = closes
+    with closes():
+        yield open_page
+    for _, found in opened:
         assert found.complaints == []
         assert found.hosts == {found.address.removeprefix("http://")}

@@ -65,7 +65,7 @@ def test_a_text_is_copied(visit):
 def test_no_text_has_a_key(visit, documented):
     for text in documented.values():
         assert "YOUR_KEY" in text or "COE_KEY" in text
-    with running_server({"coder": engine("coder")}) as server:
+    with running_server({"coder": engine("coder")}) as server, visit.closes():
         page = visit(server=server).page
         assert "YOUR_KEY" in page.inner_text("#client-text")
         page.close()

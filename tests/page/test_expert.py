@@ -97,7 +97,7 @@ def test_a_download_is_shown_until_it_is_complete(opened):
 
 def test_an_expert_on_nodes_is_moved_on_the_chosen_node(visit):
     nodes = {name: node_settings([expert("coder")], scheduling={"prefetch": False}) for name in ("left", "right")}
-    with cluster(nodes) as (front, _):
+    with cluster(nodes) as (front, _), visit.closes():
         page = visit(server=front).page
         page.wait_for_selector('[data-node="right"] [data-tier="disk"]')
         page.click('[data-expert="coder"] .name')

@@ -12,7 +12,7 @@ def test_each_node_shows_its_experts_by_tier_and_whether_it_gets_requests(visit)
     right = [expert("coder"), expert("generalist", preload="device")]
     no_prefetch = {"scheduling": {"prefetch": False}}
     nodes = {"left": node_settings(left, **no_prefetch), "right": node_settings(right, **no_prefetch)}
-    with cluster(nodes) as (front, _):
+    with cluster(nodes) as (front, _), visit.closes():
         front.ask("POST", "/admin/nodes/right/drain")
         page = visit(server=front).page
         page.wait_for_selector('[data-node="left"] [data-tier="device"]')

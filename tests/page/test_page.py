@@ -60,7 +60,7 @@ def test_an_answer_is_seen_to_stream(visit):
 
 
 def test_waiting_and_answering_experts_are_shown_on_the_cards(visit):
-    with running_server({"slow": engine("slow", start_seconds=1.5)}, keepalive_seconds=0.2) as starting:
+    with running_server({"slow": engine("slow", start_seconds=1.5)}, keepalive_seconds=0.2) as starting, visit.closes():
         opened = visit(server=starting)
         page = opened.page
         opened.ask("well " * 90)
@@ -276,7 +276,7 @@ def test_each_of_several_cards_shows_its_bytes_and_whose_they_are(visit, screen)
 )
 def test_names_that_share_an_engine_stand_on_its_card(visit, names, told):
     engines = {"coder": engine("coder"), "big": engine("big")}
-    with running_server(engines, bases=dict.fromkeys(names, "coder")) as running:
+    with running_server(engines, bases=dict.fromkeys(names, "coder")) as running, visit.closes():
         page = visit(server=running).page
         page.wait_for_selector('[data-expert="coder"] .shared:not(:empty)')
         assert page.inner_text('[data-expert="coder"] .shared') == told
@@ -311,7 +311,7 @@ def test_what_happened_before_is_told_and_not_played_again(visit):
 
 
 def test_without_a_router_or_a_log_experts_are_asked_by_name(visit):
-    with running_server({name: engine(name) for name in ("one", "two")}) as bare:
+    with running_server({name: engine(name) for name in ("one", "two")}) as bare, visit.closes():
         opened = visit(server=bare)
         page = opened.page
         assert page.inner_text("#router") == "no router yet: experts answer by their names"
@@ -329,7 +329,7 @@ def test_without_a_router_or_a_log_experts_are_asked_by_name(visit):
 
 def test_with_an_admin_key_the_browser_asks_for_it_once_and_all_of_the_page_works(visit):
     ring = Keyring((Key(name="boss", sha256=hashed("a-secret"), admin=True),))
-    with running_server({"one": engine("one")}, keyring=ring) as locked:
+    with running_server({"one": engine("one")}, keyring=ring) as locked, visit.closes():
         opened = visit(server=locked, http_credentials={"username": "any", "password": "a-secret"})
         opened.ask("well?")
         opened.page.wait_for_selector('[data-tier="device"] [data-expert="one"]')

@@ -25,7 +25,7 @@ def test_this_was_law_adds_an_example_and_undo_takes_it_back(visit, file, journa
 
 
 def test_on_a_phone_nothing_is_wider_than_the_screen(visit, file, journal):  # noqa: F811
-    with serving_routes(file, journal) as server:
+    with serving_routes(file, journal) as server, visit.closes():
         server.chat(model="auto")
         page = visit(width=390, server=server).page
         expect(page.locator("#decisions select").first).to_be_attached()

@@ -6,7 +6,7 @@ from tests.cluster.servers import expert, in_thread
 def test_the_page_follows_a_reload(visit):
     settings = {"log": {"decisions": False}, "memory": {"device": "4GiB", "host": "8GiB"}}
     settings |= {"experts": [expert("a"), expert("b")]}
-    with in_thread(settings) as server:
+    with in_thread(settings) as server, visit.closes():
         page = visit(server=server).page
         page.wait_for_selector('.card[data-expert="a"]')
         settings["experts"] = [expert("b"), expert("c", preload="device")]
