@@ -36,7 +36,7 @@ check-deploy: ## build the CPU image, bring the composition up, look at it, take
 	deploy/check.sh
 
 check-board: .venv/installed ## ask a real Prometheus every query of the Grafana board
-	$(BIN)/python deploy/check_board.py
+	$(BIN)/python -m deploy.check_board
 
 outcomes: .venv/installed engines ## record again what every expert answers to the demo's prompts
 	$(BIN)/python demo/collect_outcomes.py

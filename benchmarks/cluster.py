@@ -18,7 +18,6 @@ import json
 import os
 import platform
 import re
-import socket
 import subprocess
 import sys
 import tempfile
@@ -34,6 +33,7 @@ from typing import Any
 import yaml
 
 from benchmarks.document import document
+from tests.ports import free_port
 
 KEY_VARIABLE, KEY = "COE_NODE_KEY", "benchmark-node-key"
 GOAL_MS, GOAL_CHUNK_MS = 0.6, 0.2
@@ -174,9 +174,7 @@ def _started(held: ExitStack, upstream: int) -> tuple[Way, Way]:
 
 @contextmanager
 def _served(folder: Path, name: str, settings: dict[str, Any]) -> Iterator[int]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    port = free_port()
     file = folder / f"{name}.yaml"
     common = {"http": {"port": port}, "state_directory": f"state-{name}", "log": {"decisions": False, "format": "json"}}
     file.write_text(yaml.safe_dump({**common, **settings}))

@@ -16,7 +16,6 @@ import os
 import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -36,6 +35,7 @@ import yaml
 from benchmarks.document import document
 from benchmarks.faults import CODES
 from benchmarks.ray_machines import RayMachines, ray_machines
+from tests.ports import free_port
 
 MACHINES = ("box-a", "box-b", "box-c")
 EXPERTS = ("french", "python", "sql", "units")
@@ -141,8 +141,7 @@ def _running(folder: Path) -> Iterator[Cluster]:
         "state_directory": str(folder / "{node}"),
         "experts": [{"name": name, **expert} for name in EXPERTS],
     }
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     (folder / "node.yaml").write_text(yaml.safe_dump(node))
     (folder / "r").mkdir()
     with ray_machines(str(folder / "r"), {**KEY, MARK: str(folder)}) as ray:

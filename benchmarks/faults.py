@@ -25,7 +25,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -46,6 +45,7 @@ from benchmarks.document import document
 from benchmarks.leftovers import engine_cores
 from benchmarks.misbehaving_remote import CODE
 from coe_server import errors
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 STAND_IN = ROOT / "tests/engines/stand_in_vllm.py"
@@ -459,7 +459,7 @@ def _running(folder: Path, artifact: Path, vllm: Path | None, hands_over: bool) 
     manifest = folder / "damaged/manifest.json"
     manifest.write_text(manifest.read_text()[:-100])
     _point(folder / "router", folder / "good")
-    port, remote_port = _free_port(), _free_port()
+    port, remote_port = free_port(), free_port()
     settings = _settings(folder, port, remote_port)
     if hands_over:
         settings["router"]["handover"] = {"at_most": 2, "margin": -0.5, "score_per_second": 0.0}
@@ -562,16 +562,6 @@ def _processes(folder: Path) -> list[tuple[int, list[str]]]:
                 if any(str(folder) in word for word in words):
                     found.append((int(entry.name), words))
     return found
-
-
-def _free_port() -> int:
-    """One that no other program is given while this one lives: a socket stays bound to it, without listening."""
-    with socket.socket() as holder:
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server that listens on it has
-        holder.bind(("127.0.0.1", 0))
-        port = int(holder.getsockname()[1])
-        holder.detach()  # it stays open
-    return port
 
 
 def _text(options: argparse.Namespace, findings: Findings, memory: tuple[int, int]) -> str:

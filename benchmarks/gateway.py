@@ -17,7 +17,6 @@ import os
 import platform
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -34,6 +33,7 @@ from typing import Any
 import yaml
 
 from benchmarks.document import document
+from tests.ports import free_port
 
 HERE = Path(__file__).resolve().parent
 PROMPTS = HERE.parent / "demo/data/held_out.prompts.jsonl"
@@ -155,7 +155,7 @@ def _direct(upstream: int) -> Gateway:
 
 
 def _floor(upstream: int) -> Gateway:
-    port = _free_port()
+    port = free_port()
     program = (sys.executable, "-m", "benchmarks.pass_through", str(port), f"http://127.0.0.1:{upstream}")
     return Gateway("floor", program, port, "upstream", {"PYTHONPATH": str(HERE.parent)})
 
@@ -175,7 +175,7 @@ def _peers(options: argparse.Namespace, upstream: int, folder: Path) -> Iterator
 
 def _ours(artifact: Path, upstream: int, folder: Path, environment: Path | None = None) -> Gateway:
     """Our server with five remote experts, all on the same upstream; the router routes every prompt among them."""
-    port = _free_port()
+    port = free_port()
     expert = {"engine": "remote", "base_url": f"http://127.0.0.1:{upstream}/v1", "model": "upstream"}
     settings = {
         "http": {"port": port},
@@ -196,7 +196,7 @@ def _interpreter(environment: Path) -> str:
 
 
 def _litellm(environment: Path, upstream: int, folder: Path) -> Gateway:
-    port, base = _free_port(), f"http://127.0.0.1:{upstream}/v1"
+    port, base = free_port(), f"http://127.0.0.1:{upstream}/v1"
     tiers = {"SIMPLE": "small", "MEDIUM": "mid", "COMPLEX": "big", "REASONING": "think"}
     models = [
         {"model_name": name, "litellm_params": {"model": f"openai/{name}", "api_base": base, "api_key": "none"}}
@@ -217,7 +217,7 @@ def _litellm(environment: Path, upstream: int, folder: Path) -> Gateway:
 
 def _switchyard(environment: Path, upstream: int, folder: Path) -> Gateway:
     """Switchyard's stage router in the native server of its package."""
-    port, file = _free_port(), folder / "switchyard.toml"
+    port, file = free_port(), folder / "switchyard.toml"
     file.write_text(
         f"""schema_version = 1
 [llm_clients.upstream]
@@ -304,7 +304,7 @@ def _streams(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     Every round goes once through the floor and once through ours.
     """
-    source = _free_port()
+    source = free_port()
     program = folder / "token_source"
     subprocess.run(("gcc", "-O2", "-o", str(program), str(HERE / "in_c/token_source.c")), check=True)
     floor, ours = _floor(source), _ours(options.artifact, source, folder)
@@ -338,7 +338,7 @@ def _streamed(source: int, gateway: Gateway, pid: int) -> tuple[dict[str, Any], 
 
 @contextmanager
 def _nginx(folder: Path) -> Iterator[int]:
-    port = _free_port()
+    port = free_port()
     file = folder / "nginx.conf"
     file.write_text(
         f"""daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/nginx.log;
@@ -405,12 +405,6 @@ def _cpu_seconds(pid: int) -> float:
 def _resident_mib(pid: int) -> float:
     pages = sum(int(Path(f"/proc/{one}/statm").read_text().split()[1]) for one in _tree(pid))
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _text(seconds: float, rows: list[Row], streams: dict[str, Any]) -> str:

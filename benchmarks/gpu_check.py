@@ -34,6 +34,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.document import document
+from tests.ports import free_port
 
 COE = Path(sys.executable).with_name("coe")
 MAKER = Path(__file__).with_name("in_vllm") / "random_llama.py"
@@ -287,11 +288,7 @@ def settled(handle: Any, before: int) -> int:
 def serving(
     folder: Path, model: Path, device: int, kv_cache: int, vllm: str
 ) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
-    with socket.socket() as holder:
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server that listens on it has
-        holder.bind(("127.0.0.1", 0))
-        port = holder.getsockname()[1]
-        holder.detach()  # it stays bound: no other program is given the port
+    port = free_port()
     expert = {"engine": "vllm", "model": str(model.absolute()), "preload": "host"}
     settings = {
         "http": {"port": port},

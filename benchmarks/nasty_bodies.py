@@ -23,7 +23,8 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 
 from benchmarks.document import document
-from benchmarks.gateway import GATEWAY_CORE, _free_port, _nginx, _running, _wait_for
+from benchmarks.gateway import GATEWAY_CORE, _nginx, _running, _wait_for
+from tests.ports import free_port
 
 MIB = 2**20
 MOST = 32 * MIB  # http.max_body
@@ -41,7 +42,7 @@ def main() -> None:
     options = parser.parse_args()
     os.sched_setaffinity(0, {0})
     with tempfile.TemporaryDirectory(prefix="coe-nasty-") as made, ExitStack() as stack:
-        folder, port = Path(made), _free_port()
+        folder, port = Path(made), free_port()
         experts = []
         for name in ("a", "b"):
             (folder / name).mkdir()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -28,6 +28,7 @@ READY_SECONDS = 300.0
 STOP_SECONDS = 60
 ASK_SECONDS = 60
 _PR_SET_PDEATHSIG = 1
+_LISTENING = re.compile(r"listening on (https?://\S+)/v1;")
 
 
 @dataclass
@@ -54,15 +55,15 @@ def running_service(
     config: Path, *options: str, console: Console, ready_seconds: float = READY_SECONDS
 ) -> Iterator[Service]:
     """`coe serve CONFIG` on a free loopback port, ready; stopped at the end, whatever happens in between."""
-    port = _free_port()
-    command = [str(Path(sys.executable).with_name("coe")), "serve", str(config), "--port", str(port), *options]
+    command = [str(Path(sys.executable).with_name("coe")), "serve", str(config), "--port", "0", *options]
     log = Path("artifacts/demo-server.log")
     log.parent.mkdir(exist_ok=True)
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, preexec_fn=_stop_with_parent)  # noqa: PLW1509  no thread runs yet
-    service = Service(f"http://127.0.0.1:{port}", process)
+    deadline = time.monotonic() + ready_seconds
     try:
-        _until_ready(service, log, console, ready_seconds)
+        service = Service(_address(process, log, deadline), process)
+        _until_ready(service, log, console, deadline)
         threading.Thread(target=_follow_moves, args=(service,), daemon=True).start()
         yield service
     finally:
@@ -74,16 +75,26 @@ def _stop_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _until_ready(service: Service, log: Path, console: Console, ready_seconds: float) -> None:
-    deadline = time.monotonic() + ready_seconds
+def _address(process: subprocess.Popen[bytes], log: Path, deadline: float) -> str:
+    """Where the server listens, as its log says."""
+    while (found := _LISTENING.search(log.read_text(errors="replace"))) is None:
+        _go_on_waiting(process, log, deadline)
+    return found[1]
+
+
+def _until_ready(service: Service, log: Path, console: Console, deadline: float) -> None:
     with Live(console=console, refresh_per_second=8, transient=True) as live:
         while not _is_ready(service):
-            if service.process.poll() is not None:
-                sys.exit(f"the server did not start; the last lines of {log}:\n{_tail(log)}")
-            if time.monotonic() > deadline:
-                sys.exit(f"the server was not ready after {ready_seconds:g} s; the last lines of {log}:\n{_tail(log)}")
             live.update(_experts_table(service))
-            time.sleep(0.25)
+            _go_on_waiting(service.process, log, deadline)
+
+
+def _go_on_waiting(process: subprocess.Popen[bytes], log: Path, deadline: float) -> None:
+    if process.poll() is not None:
+        sys.exit(f"the server did not start; the last lines of {log}:\n{_tail(log)}")
+    if time.monotonic() > deadline:
+        sys.exit(f"the server was not ready in time; the last lines of {log}:\n{_tail(log)}")
+    time.sleep(0.25)
 
 
 def _is_ready(service: Service) -> bool:
@@ -126,16 +137,6 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-
-
-def _free_port() -> int:
-    """One that no other program is given while this one lives: a socket stays bound to it, without listening."""
-    with socket.socket() as holder:
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server that listens on it has
-        holder.bind(("127.0.0.1", 0))
-        port = int(holder.getsockname()[1])
-        holder.detach()  # it stays open
-    return port
 
 
 def _tail(log: Path) -> str:

@@ -1,6 +1,6 @@
 """Asks a real Prometheus every query of the Grafana board, after it has scraped a server under real traffic.
 
-    python deploy/check_board.py [--seconds 40]
+    python -m deploy.check_board [--seconds 40]
 
 The experts are simulated; routing, moves, switches, fallbacks and metrics are the server's own. One expert's engine
 cannot start and another lives on a server that is not there, so that their requests fall back. Needs Debian's
@@ -14,7 +14,6 @@ import json
 import os
 import random
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -29,6 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 BOARD = ROOT / "deploy/grafana/dashboards/coe.json"
@@ -249,16 +250,6 @@ def answers(url: str) -> bool:
             return True
     except OSError:
         return False
-
-
-def free_port() -> int:
-    """One that no other program is given while this one lives: a socket stays bound to it, without listening."""
-    with socket.socket() as holder:
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server that listens on it has
-        holder.bind(("127.0.0.1", 0))
-        port = int(holder.getsockname()[1])
-        holder.detach()  # it stays open
-    return port
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ import json
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ import numpy as np
 from coe_server.config.schema import SchedulingSettings
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.manifest import CurveEntry, ExpertEntry, HandoverEntry, ScoreEntry
+from tests.ports import free_port
 from tests.routing.small_artifact import TEXTS, held_out, objective, small_artifact
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -43,12 +43,6 @@ ENVIRONMENT = {
     **{"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
     **{"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_LOGGING_COLOR": "0"},
 }
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

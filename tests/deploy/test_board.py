@@ -118,6 +118,11 @@ def test_every_query_finds_data_in_a_prometheus_that_scraped_a_real_run(root):
     if shutil.which("prometheus") is None:
         pytest.skip("prometheus is not installed: apt-get install prometheus")
     done = subprocess.run(
-        [sys.executable, root / "deploy/check_board.py"], capture_output=True, text=True, timeout=500, check=False
+        [sys.executable, "-m", "deploy.check_board"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

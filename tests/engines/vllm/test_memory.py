@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import subprocess
 import sys
@@ -107,6 +108,45 @@ def test_a_rank_that_does_not_report_fails_the_start(stand_in: StandInLaunch, ra
     silent.process = ranks.process
     with pytest.raises(EngineError, match="1 of the 2 ranks have reported their memory"):
         asyncio.run(memory_of(stand_in).measure(silent))  # type: ignore[arg-type]
+
+
+class OneRank:
+    """Stands for a run of an engine that was loaded from files, or from its image."""
+
+    def __init__(self, image: str, loaded_from_image: bool, can_write: bool = True) -> None:
+        self._image = image
+        self._loaded_from_image = loaded_from_image
+        self._can_write = can_write
+
+    async def ask_ranks(self, method: str, timeout_seconds: float = 0) -> list[dict[str, Any]]:
+        if method == "memory_report":
+            return [{"loaded_from_image": self._loaded_from_image}]
+        assert method == "write_image"
+        if not self._can_write:
+            raise EngineError("no room")
+        file = os.open(self._image, os.O_RDWR)
+        fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+        os.close(file)
+        return []
+
+
+def test_answers_are_compared_for_as_long_as_the_weights_come_from_one_image(stand_in: StandInLaunch) -> None:
+    async def story() -> None:
+        memory = VllmMemory(stand_in(), None)
+        image = (await memory.place(())).image_paths[0]
+        try:
+            await memory.secure_images(OneRank(image, loaded_from_image=False))  # type: ignore[arg-type]
+            memory.first_answers.check("of the first image")
+            await memory.secure_images(OneRank(image, loaded_from_image=True))  # type: ignore[arg-type]
+            with pytest.raises(EngineError, match="answers its canary wrongly"):
+                memory.first_answers.check("another")
+            with pytest.raises(EngineError, match="no room"):
+                await memory.secure_images(OneRank(image, loaded_from_image=False, can_write=False))  # type: ignore[arg-type]
+            memory.first_answers.check("of other files")
+        finally:
+            await memory.close()
+
+    asyncio.run(story())
 
 
 class TwoCards(Cards):
