@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, PrivateAttr, ValidationError
 
@@ -133,6 +133,9 @@ class ServerConfig(Settings):
         return secret_variables(self.model_dump())
 
 
+_MODELS_OF_OTHER_SERVERS = {"model_list": (list, "LiteLLM"), "models": (dict, "llama-swap"), "model": (str, "vLLM")}
+
+
 def load_config(path: Path, environment: Environment | None = None) -> ServerConfig:
     """Read and check a configuration file; paths in it are relative to its folder.
 
@@ -156,7 +159,7 @@ def read_config(path: Path) -> tuple[ServerConfig | None, list[str]]:
     try:
         config = ServerConfig.model_validate(raw)
     except ValidationError as error:
-        return None, all_mistakes(error, raw, ServerConfig, {"engine": _kinds()})
+        return None, [*_of_another_server(raw), *all_mistakes(error, raw, ServerConfig, {"engine": _kinds()})]
     mistakes = [
         *_twins(config),
         *_false_aliases(config),
@@ -169,6 +172,15 @@ def read_config(path: Path) -> tuple[ServerConfig | None, list[str]]:
     ]
     found = _with_paths_from(config, path.resolve().parent, mistakes)
     return found, mistakes
+
+
+def _of_another_server(raw: Mapping[str, Any]) -> Iterator[str]:
+    for key, (kind, server) in _MODELS_OF_OTHER_SERVERS.items():
+        if "experts" not in raw and isinstance(raw.get(key), kind):
+            yield (
+                f"{key}: this looks like a configuration of {server}: docs/coming-from.md has the name of each setting"
+                " here, and `coe init` writes a first configuration"
+            )
 
 
 def proxies_of_environment() -> Proxies:

@@ -638,3 +638,24 @@ def test_mistakes_between_keys_are_found_at_once(tmp_path):
     ]
     _, mistakes = read_config(write(tmp_path, experts=experts, aliases={"x": "gone"}))
     assert [mistake.partition(":")[0] for mistake in mistakes] == ["aliases.x", "experts.a.preload", "experts.b.model"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "server"),
+    [
+        ({"model_list": [{"model_name": "a", "litellm_params": {"model": "openai/a"}}]}, "LiteLLM"),
+        ({"models": {"a": {"cmd": "llama-server --port ${PORT}"}}}, "llama-swap"),
+        ({"model": "org/model", "host": "127.0.0.1"}, "vLLM"),
+    ],
+)
+def test_a_file_of_another_server_is_known_as_one(tmp_path, settings, server):
+    path = write(tmp_path, experts=..., **settings)
+    with pytest.raises(ConfigError) as refused:
+        load_config(path)
+    key = next(iter(settings))
+    assert f"{path}: {key}: this looks like a configuration of {server}: docs/coming-from.md has" in str(refused.value)
+
+
+def test_a_strange_key_beside_experts_is_only_a_strange_key(tmp_path):
+    with pytest.raises(ConfigError, match="model: there is no such key"):
+        load_config(write(tmp_path, model="org/model"))
