@@ -59,8 +59,8 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest, checked for validity and consistency."""
     if not folder.is_dir():
         raise ArtifactError(
-            f"router artifact: there is no folder {folder}; create it with `coe-train fit`, or remove"
-            " `router` from the configuration to choose experts by name"
+            f"router artifact: there is no folder {folder}; `coe-train fit` or `coe-train draft` writes one,"
+            " `coe serve --names-only` needs none"
         )
     data = _bytes(folder / MANIFEST)
     version = _parsed(folder / MANIFEST, TypeAdapter(_FormatOnly), data).format_version

@@ -37,27 +37,27 @@ def mistakes_as_sentences() -> Iterator[None]:
     try:
         yield
     except CoeError as error:
-        console.print(visible(str(error)), style="red", markup=False)
+        _refuse(str(error))
         raise typer.Exit(EXIT_WRONG_INPUT) from error
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRA:
             raise
-        console.print(
-            f"{EXTRA[package]} is not installed: it comes with the extra `train` (docs/upgrade.md)",
-            style="red",
-            markup=False,
-        )
+        _refuse(f"{EXTRA[package]} is not installed: it comes with the extra `train` (docs/upgrade.md)")
         raise typer.Exit(EXIT_WRONG_INPUT) from error
     except BrokenPipeError:  # the reader closed the pipe: end silently
         raise
     except OSError as error:
         where = f"{error.filename}: " if error.filename is not None else ""
-        console.print(visible(f"{where}{error.strerror or error}"), style="red", markup=False)
+        _refuse(f"{where}{error.strerror or error}")
         raise typer.Exit(EXIT_WRONG_INPUT) from error
     except KeyboardInterrupt as error:
         console.print("interrupted; nothing was written")
         raise typer.Exit(EXIT_INTERRUPTED) from error
+
+
+def _refuse(told: str) -> None:
+    console.print(visible(f"coe-train: {told}"), style="red", markup=False)
 
 
 def with_progress_bar(items: Sequence[Item], what: str) -> Iterable[Item]:

@@ -210,5 +210,5 @@ def test_without_the_extra_a_sentence_says_which_it_is(
     ended = subprocess.run((sys.executable, "-c", program, module, *words), capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stderr) == (
         2,
-        f"{package} is not installed: it comes with the extra `train` (docs/upgrade.md)\n",
+        f"coe-train: {package} is not installed: it comes with the extra `train` (docs/upgrade.md)\n",
     )
