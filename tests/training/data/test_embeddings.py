@@ -44,6 +44,13 @@ def there() -> Iterator[StandIn]:
         yield stand_in
 
 
+@pytest.fixture
+def faulty() -> Iterator[StandIn]:
+    """An endpoint of one test: a request that another one left behind would take its fault."""
+    with endpoint() as stand_in:
+        yield stand_in
+
+
 def static_folder(folder: Path) -> Path:
     """A folder as model2vec writes it: words of one topic lie near each other."""
     generator = np.random.default_rng(0)
@@ -287,26 +294,24 @@ def test_a_server_without_the_right_embeddings_does_not_start(
         build_embedder(config, build_router(config))
 
 
-def test_an_endpoint_that_refuses_stops_training_in_a_sentence(there: StandIn, tmp_path: Path) -> None:
+def test_an_endpoint_that_refuses_stops_training_in_a_sentence(faulty: StandIn, tmp_path: Path) -> None:
     config = read_config(
-        write_run(tmp_path, features={"kind": "endpoint", "model": "words", "base_url": there.base_url})
+        write_run(tmp_path, features={"kind": "endpoint", "model": "words", "base_url": faulty.base_url})
     )
-    there.faults = [(400, b"what is this?")] * 4
+    faulty.faults = [(400, b"what is this?")] * 4
     with pytest.raises(EmbeddingUnavailable, match="status 400: what is this"):
         fit(config, tmp_path / "router", force=False, track=in_silence)
-    there.faults = []
     assert not (tmp_path / "router").exists()
 
 
-def test_prompts_whose_embeddings_are_no_numbers_are_named_and_not_kept(there: StandIn, tmp_path: Path) -> None:
-    features = {"kind": "endpoint", "model": "words", "base_url": there.base_url, "batch_size": 256}
+def test_prompts_whose_embeddings_are_no_numbers_are_named_and_not_kept(faulty: StandIn, tmp_path: Path) -> None:
+    features = {"kind": "endpoint", "model": "words", "base_url": faulty.base_url, "batch_size": 256}
     path = write_run(tmp_path, features=features)
     settings = read_config(path)
     asked = len({row["prompt"] for row in prompts(60)})
     entries = [{"index": at, "embedding": [float("nan")]} for at in range(asked)]
-    there.faults = [(200, json.dumps({"data": entries}).encode())]
+    faulty.faults = [(200, json.dumps({"data": entries}).encode())]
     result = CliRunner().invoke(app, ["fit", str(path), "--out", str(tmp_path / "router")])
-    there.faults = []
     assert result.exit_code == 2
     assert "that have NaN: that of text 1 and of " in result.output
     assert "prompts ('french-0-0', 'french-0-1', 'french-0-2', 'french-0-3', 'french-0-4', ...)" in result.output
