@@ -9,11 +9,10 @@ browser asks beforehand (CORS) whether it may send that header.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from coe_server.errors import (
@@ -28,7 +27,6 @@ from coe_server.errors import (
 )
 from coe_server.http.auth import (
     CALLER,
-    CLIENTS_PREFIX,
     PUBLIC,
     Guard,
     is_for_clients,
@@ -38,6 +36,7 @@ from coe_server.http.auth import (
 from coe_server.http.browsers import RequestHeaders, is_visit, other_page
 from coe_server.http.errors import error_response, unexpected
 from coe_server.http.headers import HARMLESS, REQUEST_ID, completed, new_request_id
+from coe_server.http.paths import Paths
 from coe_server.http.rate_limits import HOLD, Admission, Bodies, RateLimits, Rejections
 from coe_server.keys import Key
 from coe_server.metrics import ERRORS, KEY_REQUESTS, REQUESTS, Telemetry
@@ -193,39 +192,6 @@ class _CountedSend:
         elif self._admission is not None and not message.get("more_body", False):
             self._admission.end()
         return self._send(message)
-
-
-MOST_LEFT_OUT = 4  # parts of a path: /openai/deployments/NAME/chat/completions is what some clients make of an address
-
-_ANYTHING = "\0"  # matches no declared part
-
-
-class Paths:
-    """The paths of an application's `routes`, and a suggestion for a wrong path."""
-
-    def __init__(self, routes: Sequence[BaseRoute]) -> None:
-        self._routes = routes
-
-    def has(self, path: str) -> bool:
-        """True if an endpoint has this path, with any method."""
-        asked = {"type": "http", "method": "GET", "path": path, "root_path": ""}
-        return any(route.matches(asked)[0] is not Match.NONE for route in self._routes)
-
-    def declared(self, path: str) -> str | None:
-        """The declared path with a star for each parameter; None without an endpoint."""
-        if not self.has(path):
-            return None
-        parts = path.split("/")
-        for at in range(1, len(parts)):
-            if self.has("/".join([*parts[:at], _ANYTHING, *parts[at + 1 :]])):
-                parts[at] = "*"
-        return "/".join(parts)
-
-    def meant(self, path: str) -> str | None:
-        """The path under /v1 that a client with a wrong base address probably meant."""
-        parts = path.strip("/").split("/", MOST_LEFT_OUT)
-        guesses = (CLIENTS_PREFIX + "/".join(parts[start:]) for start in range(len(parts)))
-        return next((guess for guess in guesses if self.has(guess)), None)
 
 
 _ASKS_FOR = "access-control-request-method"

@@ -30,7 +30,8 @@ from coe_server.http.auth import CALLER
 from coe_server.http.connection import Connection
 from coe_server.http.errors import install_error_handlers
 from coe_server.http.generate import dry_run, endpoint_of
-from coe_server.http.middleware import Middleware, Paths
+from coe_server.http.middleware import Middleware
+from coe_server.http.paths import Paths
 from coe_server.http.rate_limits import Bodies, BodyLimits, RateLimits, Rejections
 from coe_server.http.routes.admin import Reloader, build_admin
 from coe_server.http.routes.feedback import build_feedback
