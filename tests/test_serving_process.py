@@ -123,15 +123,50 @@ def open_files_of(pid):
         pytest.skip("only root can look into a server, and count the files that it has open")
 
 
+class Connections:
+    """Connections to a server that closes some of them."""
+
+    def __init__(self, address):
+        self._address = address
+        self._open = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for one in self._open:
+            one.close()
+
+    def keep(self, number):
+        """Open as many as are missing in this number."""
+        for one in [one for one in self._open if is_closed_by_peer(one)]:
+            one.close()
+            self._open.remove(one)
+        while len(self._open) < number:
+            self._open.append(socket.create_connection(self._address, timeout=PATIENCE_SECONDS))
+
+
+def is_closed_by_peer(connection):
+    try:
+        return connection.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK) == b""
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        return True
+
+
 def test_at_the_limit_of_open_files_one_line_says_so_and_what_to_do(tmp_path):
     with serving(tmp_path) as (process, address, _, log):
         hard = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)[1]
         limit = open_files_of(process.pid) + 5
         resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (limit, hard))
-        with ExitStack() as open_:
-            for _ in range(limit):  # more than it can have open, also once files of its start are closed
-                open_.enter_context(closing(socket.create_connection(address, timeout=PATIENCE_SECONDS)))
-            until(lambda: "limit of open files" in log.read_text())
+        with Connections(address) as connections:
+
+            def is_told():
+                connections.keep(limit)  # it may close files of its start at any time, and take one more
+                return "limit of open files" in log.read_text()
+
+            until(is_told)
         resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (hard, hard))
         until(lambda: "200 OK" in asked(address, "GET", "/healthz"))
     told = [line for line in map(json.loads, log.read_text().splitlines()) if "open files" in line["message"]]
