@@ -78,6 +78,7 @@ def serving(folder, environment, experts, memory=MEMORY, kv_cache="1GiB"):
         "http": {"port": port},
         "memory": memory,
         "vllm": {"command": [sys.executable, str(STAND_IN)], "platform": "cuda", "kv_cache": kv_cache},
+        "scheduling": {"prefetch": False},  # experts move by requests alone
         "state_directory": str(folder / "state"),
         "experts": experts,
     }
