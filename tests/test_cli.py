@@ -42,7 +42,8 @@ PROGRAMS = {"serve": coe, "validate": said_by}
 def config(folder, **settings):
     path = folder / "serve.yaml"
     expert = {"name": "a", "engine": "simulated", "weights_bytes": "1GiB"}
-    path.write_text(yaml.safe_dump({"memory": {"device": "2GiB", "host": "2GiB"}, "experts": [expert], **settings}))
+    common = {"http": {"port": 0}, "memory": {"device": "2GiB", "host": "2GiB"}, "experts": [expert]}
+    path.write_text(yaml.safe_dump({**common, **settings}))
     return path
 
 

@@ -194,7 +194,7 @@ def test_a_place_that_no_card_has_stops_the_start_with_a_sentence(tmp_path, two_
     experts = [{"name": "a", "engine": "vllm", "model": str(make_model("a")), "args": {"tensor_parallel_size": 4}}]
     config = tmp_path / "serve.yaml"
     vllm = {"command": [sys.executable, str(STAND_IN)], "platform": "cuda"}
-    config.write_text(yaml.safe_dump({"vllm": vllm, "experts": experts}))
+    config.write_text(yaml.safe_dump({"http": {"port": 0}, "vllm": vllm, "experts": experts}))
     done = subprocess.run(
         [COE, "serve", config, "--names-only"],
         env=environment,
