@@ -148,6 +148,8 @@ BY_NAME = {
     "an account under 500": (openai(500, f"your account {SECRET} is suspended"), 502, None),
     "an error event": (events(b'data: {"error":{"message":"credit balance of org-Abc123456"}}\n\n'), 502, None),
     "an error under 200": (body({"error": {"message": f"quota of {SECRET}", "code": 402}}), 502, None),
+    "an account under 404": (Says(404, f'{{"detail": "x: Not found for account {SECRET}"}}'.encode()), 502, None),
+    "a project under 404": (openai(404, "Model `projects/org-a/locations/x/models/y` was not found"), 502, None),
     "a limit": (openai(429, f"limit of {SECRET}", ("retry-after", "7")), 429, "7"),
     "a limit as an event": (events(b'data: {"error":{"message":"limit","code":429}}\n\n'), 429, "1"),
 }
