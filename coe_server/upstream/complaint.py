@@ -23,6 +23,7 @@ from coe_server.upstream.wording import (
     MODEL_WORDS,
     NO_REASON,
     PATH_WORDS,
+    POLICY_CODES,
     STATUS_OF,
     STATUS_WORDS,
     UNSUPPORTED_CODES,
@@ -139,6 +140,8 @@ def speaks_of_account(complaint: Complaint) -> bool:
     """True if it concerns the operator's account at the expert's server: credit, billing, keys or limits."""
     if _speaks_of(complaint, ACCOUNT_CODES, ACCOUNT_IDS):
         return True
+    if not POLICY_CODES.isdisjoint(complaint.codes):
+        return False
     return ACCOUNT_WORDS.search(_own_words(complaint)) is not None
 
 
@@ -155,6 +158,8 @@ def _what_is_not_found(complaint: Complaint) -> Cause:
 
 def _what_is_refused(complaint: Complaint) -> Cause:
     """Cause of a 400, 413 or 422: mostly the client's mistake, but servers use them for other errors, too."""
+    if not POLICY_CODES.isdisjoint(complaint.codes):
+        return Cause.ACCOUNT if speaks_of_account(complaint) else Cause.CALLER
     if _speaks_of(complaint, CONTEXT_CODES, CONTEXT_WORDS):
         return Cause.CONTEXT
     if speaks_of_account(complaint):

@@ -89,6 +89,12 @@ ACCOUNT_IDS = re.compile(
     r"|\baccounts/[0-9a-f]{16,}|\bteam [0-9a-f]{8}-"
 )
 
+# What is said of a policy may threaten the account, too; it is about the prompt.
+POLICY_CODES = _codes(
+    "content_filter content_policy_violation policy_violation responsible_ai_policy_violation data_inspection_failed"
+    " invalid_prompt moderation_blocked sensitive_content_detected input_text_sensitive_content_detected"
+)
+
 MODEL_CODES = _codes(
     "model_not_found model_not_available model_not_supported model_decommissioned model_deprecated model_retired"
     " model_gone invalid_model unknown_model unavailable_model deployment_not_found model_unavailable model_load_failed"

@@ -169,6 +169,7 @@ def test_a_port_that_wants_tls_is_a_wrong_path(body):
         said('Invalid value: "your account is suspended, the model is overloaded"'),
         said("Repeated: no", metadata={"messages": [{"code": "model_not_found"}]}),
         said("n must be less than or equal to 8"),
+        said("Flagged. The model is unavailable to those whose account is suspended for it", "content_filter"),
     ],
     ids=str,
 )
