@@ -106,6 +106,7 @@ class _Relay:
                 body, self._parsed.api.answered_as, self._attempt.request.may_be_silent(self._attempt.expert)
             )
             self._require_answer(body, verdict)
+            body = _for_caller(self._attempt, body, verdict)
         await self.say(body)
 
     def _require_answer(self, body: bytes, verdict: Verdict) -> None:
@@ -138,7 +139,7 @@ class _Relay:
         _let_pass(self._attempt, self._answer, verdict)
         if _openai_error(body) is None:
             raise refusal(expert, answer, verdict, body)
-        body = body if self._attempt.lease.mortal else _without_account(body)
+        body = _for_caller(self._attempt, body, verdict)
         if self._out.headed:  # the caller waits for a stream that has begun
             body = self._out.error_event(_openai_error(body) or {})
         await self.say(body)
@@ -204,7 +205,7 @@ class _EventRelay:
         is_for_caller = verdict is not None and not _is_to_fail(self._attempt, self._answer.status, verdict)
         if verdict is not None and is_for_caller:
             _let_pass(self._attempt, self._answer, verdict)
-            sound = events  # with what follows
+            sound = _for_caller(self._attempt, events, verdict)  # with what follows
         if self._out.spoken:
             if sound:
                 await self._relayed.say(sound)
@@ -254,8 +255,10 @@ def _openai_error(body: bytes) -> Mapping[str, Any] | None:
     return told if isinstance(told, dict) and isinstance(told.get("error"), dict) else None
 
 
-def _without_account(body: bytes) -> bytes:
-    """The error unchanged in length, without this server's account name at the provider."""
+def _for_caller(attempt: Attempt, body: bytes, verdict: Verdict) -> bytes:
+    """A remote expert's error unchanged in length, without this server's account name at the provider."""
+    if attempt.lease.mortal or verdict.cause is None:
+        return body
     return _ACCOUNT_MEMBER.sub(lambda found: found[1] + b"*" * len(found[2]), body)
 
 

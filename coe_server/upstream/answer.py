@@ -17,6 +17,18 @@ class Says(Enum):
     NOTHING = "nothing"  # in an event: no content yet; in a body: no answer
 
 
+# Finish reasons of a broken generation, in the words of several servers.
+FAILED_ENDS = frozenset(
+    (
+        "error",
+        "network_error",
+        "server_error",
+        "internal_error",
+        "engine_error",
+        "insufficient_system_resource",
+        "abort",
+    )
+)
 # Finish reasons of a normal end; any other reason is information for the client.
 _ENDED_BY_ITSELF = frozenset((None, "stop", "eos", "eos_token", "end_turn", "completed", "complete"))
 _OPENING_ITEMS = frozenset(("message", "reasoning"))  # of OpenAI's responses: their content follows
@@ -27,6 +39,8 @@ _OPENING_EVENTS = frozenset(
 
 
 _COUNTS = ("completion_tokens", "output_tokens")
+_DETAILS = ("completion_tokens_details", "output_tokens_details")  # some servers count thoughts only here
+_LABELS = frozenset(("role", "name"))  # of a message: no content
 
 
 def said_in_body(payload: object, endpoint: str) -> Says:
@@ -58,7 +72,9 @@ def tokens_counted(payload: object) -> bool:
     usage = (wrapped if isinstance(wrapped, Mapping) else payload).get("usage")
     if not isinstance(usage, Mapping):
         return False
-    return any(isinstance(count := usage.get(name), int) and count > 0 for name in _COUNTS)
+    details = (usage.get(name) for name in _DETAILS)
+    thoughts = (one.get("reasoning_tokens") for one in details if isinstance(one, Mapping))
+    return any(isinstance(count, int) and count > 0 for count in (*map(usage.get, _COUNTS), *thoughts))
 
 
 def has_word_in_choice(payload: Payload) -> bool:
@@ -70,7 +86,7 @@ def has_word_in_choice(payload: Payload) -> bool:
 def failed_choices(payload: Payload) -> Sequence[object]:
     """The choices if all of them ended in an error, else none."""
     choices = payload.get("choices")
-    return choices if isinstance(choices, list) and all(map(_is_failed, choices)) else ()
+    return choices if isinstance(choices, list) and all(map(is_failed, choices)) else ()
 
 
 def _said_in_choices(choices: list[Any], is_event: bool) -> Says:
@@ -85,10 +101,10 @@ def _said_in_choices(choices: list[Any], is_event: bool) -> Says:
 
 
 def _said_in_choice(choice: Payload, is_event: bool) -> Says:
-    if _is_failed(choice):
+    if is_failed(choice):
         return Says.NOTHING
     told = choice.get("delta") or choice.get("message")  # some servers send a complete answer as one event
-    words = [value for name, value in told.items() if name != "role"] if isinstance(told, Mapping) else []
+    words = [_content_of(name, value) for name, value in told.items()] if isinstance(told, Mapping) else []
     if any(words) or choice.get("text"):
         return Says.WORD
     ended = choice.get("finish_reason")
@@ -97,8 +113,20 @@ def _said_in_choice(choice: Payload, is_event: bool) -> Says:
     return Says.SILENCE if _is_one_of(ended, _ENDED_BY_ITSELF) else Says.WORD
 
 
-def _is_failed(choice: object) -> bool:
-    return not isinstance(choice, Mapping) or choice.get("finish_reason") == "error"
+def _content_of(name: str, value: object) -> object:
+    """What a member of a message says: a truth value."""
+    if name == "content" and isinstance(value, list):  # parts, of text or thoughts
+        return [one for one in value if not isinstance(one, Mapping) or _says_more_than_its_type(one)]
+    return None if name in _LABELS else value
+
+
+def _says_more_than_its_type(part: Payload) -> bool:
+    return any(value for name, value in part.items() if name != "type")
+
+
+def is_failed(choice: object) -> bool:
+    """True for a choice whose generation broke, whatever it says."""
+    return not isinstance(choice, Mapping) or _is_one_of(choice.get("finish_reason") or "", FAILED_ENDS)
 
 
 def _said_in_completion(payload: Payload) -> Says:
@@ -147,7 +175,12 @@ def _block_says(block: object) -> bool:
 
 def _said_in_embeddings(payload: Payload) -> Says:
     data = payload.get("data", payload.get("embeddings"))
-    return Says.WORD if isinstance(data, list) else Says.NOTHING  # an empty input has no embeddings
+    is_list = isinstance(data, list) and (not data or not all(map(_has_no_embedding, data)))
+    return Says.WORD if is_list else Says.NOTHING  # an empty input has no embeddings
+
+
+def _has_no_embedding(entry: object) -> bool:
+    return entry is None or (isinstance(entry, Mapping) and "embedding" in entry and not entry["embedding"])
 
 
 def _item_opens(payload: Payload) -> Says:
@@ -190,8 +223,8 @@ def _response_ends(payload: Payload) -> Says:
 
 
 def _is_one_of(value: object, names: Collection[str | None]) -> bool:
-    """True if the value, which may be any JSON, is one of the names."""
-    return (value is None or isinstance(value, str)) and value in names
+    """True if the value, which may be any JSON, is one of the names, in lower or upper case."""
+    return value in names if value is None else isinstance(value, str) and value.lower() in names
 
 
 def _is_silence(_: Payload) -> Says:

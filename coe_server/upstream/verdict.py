@@ -9,6 +9,7 @@ from typing import Any
 
 from coe_server.errors import BacksOff
 from coe_server.upstream.answer import (
+    FAILED_ENDS,
     Says,
     failed_choices,
     has_word_in_choice,
@@ -37,6 +38,7 @@ _CALLERS_OWN = frozenset(("invalid_prompt", "invalid_image", "image_parse_error"
 END_OF_EVENT = re.compile(rb"\r?\n\r?\n|\r\r")
 _FIELD = re.compile(rb"(?:^|[\r\n])(data|event):([^\r\n]*)")
 _BOM = b"\xef\xbb\xbf"
+_CODES_BESIDE = ("code", "error_type", "status_code")
 _MOST_TRIED = 32  # occurrences of the word, from the end of a long body
 
 
@@ -118,7 +120,7 @@ def judge_beginning(body: bytes) -> Verdict:
     start = body.lstrip()[:1]
     if start not in {b"{", b"["}:
         return _judge_text(body, "")
-    opening = re.match(rb'\s*\{\s*"error"\s*:\s*(?!\s|null)', body)
+    opening = re.match(rb'[\s\[]*\{\s*"error"\s*:\s*(?!\s|null)', body)
     return _broken("an error") if opening is not None else ANSWER
 
 
@@ -126,15 +128,17 @@ def judge_end(end: bytes) -> Verdict:
     """Judge the end of a long body: a failure if it has an error, or choices that all ended in an error."""
     payload = _last_member(end, b'"error"')
     reasons = re.findall(rb'(?<!\\)"finish_reason"\s*:\s*"(\w+)"', end)
-    if reasons and set(reasons) == {b"error"}:
+    if reasons and {reason.decode().lower() for reason in reasons} <= FAILED_ENDS:
         return _judged(read_complaint(payload or "a choice that ended in an error", None))
     return ANSWER if payload is None or reasons else _judged(read_complaint(payload, None))
 
 
 def judge_event(event: bytes) -> Event:
-    """Judge one complete event. Comments, and `[DONE]` without content before it, have no content."""
+    """Judge one complete event. Comments, `[DONE]`, and anything else that is no JSON object have no content."""
     name, data = _fields_of(event)
-    if data is None:
+    is_bare = data is None  # some servers write an error as it is, without a field
+    data = event.removeprefix(_BOM).strip() if data is None else data
+    if is_bare and not data.startswith((b"{", b"[")):
         return Event(Says.NOTHING)
     try:
         payload = _json_of(data)
@@ -143,8 +147,9 @@ def judge_event(event: bytes) -> Event:
     if not isinstance(payload, Mapping):
         if name == "error":
             return Event(Says.NOTHING, _judged(read_complaint(_text_of(payload, data), None)))
-        return Event(Says.NOTHING if data.strip() == b"[DONE]" else Says.WORD)
-    says = said_in_event(payload)
+        is_broken_object = data.lstrip().startswith(b"{") and not is_bare  # cut, or not UTF-8: for the client to judge
+        return Event(Says.WORD if is_broken_object else Says.NOTHING)
+    says = Says.NOTHING if is_bare else said_in_event(payload)
     verdict = _error_in_event(name, payload, says)
     if verdict is not None:
         return Event(Says.NOTHING, verdict, is_of_choice=bool(failed_choices(payload)) and not payload.get("error"))
@@ -193,12 +198,17 @@ NO_STREAM = _broken("a body where a stream was asked for")
 _COMPLEX = _broken(TOO_COMPLEX)
 
 
+def _is_error(payload: Mapping[str, Any]) -> bool:
+    """True for an error that is the whole payload: `error`, `api_error`, `response.error`, an `exception`."""
+    kinds = (payload.get("object"), payload.get("type"))
+    return any(isinstance(kind, str) and kind.lower().endswith(("error", "exception")) for kind in kinds)
+
+
 def _error_in_body(payload: Mapping[str, Any]) -> Verdict | None:
     """The error in a body without an answer; an error next to a choice with content is ignored."""
     if has_word_in_choice(payload):
         return None
-    is_error = payload.get("object") == "error"
-    error = _error_beside(payload) or (payload if is_error else _error_of_choices(payload))
+    error = _error_beside(payload) or (payload if _is_error(payload) else _error_of_choices(payload))
     if not error:
         return None
     return _judged(read_complaint(error, None, _unstated(error) if payload.get("status") == "failed" else 502))
@@ -210,7 +220,7 @@ def _error_in_event(name: str, payload: Mapping[str, Any], says: Says) -> Verdic
         response = payload.get("response")
         error = response.get("error") if isinstance(response, Mapping) else None
         return _judged(read_complaint(error or "a response that failed", None, _unstated(error)))
-    is_error = name == "error" or payload.get("type") == "error" or payload.get("object") == "error"
+    is_error = name == "error" or _is_error(payload)
     if not is_error and says is Says.WORD and isinstance(payload.get("choices"), list):
         return None
     error = _error_beside(payload) or (payload if is_error else _error_of_choices(payload))
@@ -218,11 +228,12 @@ def _error_in_event(name: str, payload: Mapping[str, Any], says: Says) -> Verdic
 
 
 def _error_beside(payload: Mapping[str, Any]) -> object:
-    """The member `error`; if it is a text, together with the member `code`."""
+    """The member `error`, together with a code that stands beside it."""
     error = payload.get("error")
-    if not error or not isinstance(error, str):
+    if not error or not isinstance(error, str | Mapping):
         return error
-    return {**{name: payload[name] for name in ("code", "error_type") if name in payload}, "message": error}
+    beside = {name: payload[name] for name in _CODES_BESIDE if name in payload}
+    return {**beside, "message": error} if isinstance(error, str) else {**beside, **error}
 
 
 def _error_of_choices(payload: Mapping[str, Any]) -> object:
@@ -287,10 +298,12 @@ def _text_of(payload: object, data: bytes) -> str:
 
 
 def _json_of(data: bytes) -> Any:
-    """The JSON value; None if invalid or `null`. Raises TooComplex."""
+    """The JSON value, of a list of errors the first; None if invalid or `null`. Raises TooComplex."""
     try:
-        return json_value(data)
+        value = json_value(data)
     except TooComplex:
         raise
     except ValueError:
         return None
+    first = value[0] if isinstance(value, list) and value else None
+    return first if isinstance(first, Mapping) and ("error" in first or _is_error(first)) else value

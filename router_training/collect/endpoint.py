@@ -19,6 +19,7 @@ import aiohttp
 
 from coe_server.config.addresses import ApiBase, shown_address
 from coe_server.config.proxies import Detour, Proxy
+from coe_server.upstream.answer import is_failed
 from coe_server.upstream.complaint import Cause
 from coe_server.upstream.reply import (
     UNPACKED,
@@ -220,7 +221,7 @@ def read_completion(raw: bytes) -> Completion | None:
     """The answer in the body of a 200; None if the body is no chat completion. Missing content is an empty text."""
     try:
         body: Any = json.loads(raw)
-        choice = next(one for one in body["choices"] if one.get("finish_reason") != "error")
+        choice = next(one for one in body["choices"] if not is_failed(one))
         text = choice["message"]["content"]
         usage, finish_reason = body.get("usage"), choice.get("finish_reason")
     except (ValueError, LookupError, TypeError, AttributeError, StopIteration, RecursionError):

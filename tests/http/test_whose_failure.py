@@ -97,6 +97,13 @@ NO_ANSWERS = {
     "a text as an event": events(b'data: {"error":"boom","code":502}\n\n', DONE),
     "an event by its name": events(b'event: error\ndata: {"message":"boom"}\n\n'),
     "an error after no choices": events(b'data: {"choices":[]}\n\n', b'data: {"error":{"message":"boom"}}\n\n'),
+    "an event that is a list": events(b'data: [{"error":{"message":"boom","code":503}}]\n\n'),
+    "an event without a field": events(ROLE, b'{"error":{"message":"boom","code":503}}\n'),
+    "an event by its type": events(b'data: {"type":"api_error","message":"boom"}\n\n', DONE),
+    "a text that is no JSON": events(b"data: boom\n\n", DONE),
+    "empty events": events(b"data:\n\n", b"data: null\n\n", DONE),
+    "a generation that broke": events(ROLE, STOP.replace(b'"stop"', b'"abort"'), DONE),
+    "half an answer": body({"choices": [{"finish_reason": "abort", "message": {"content": "boom"}}]}),
     "JSON of a hundred thousand levels": body(b"[" * 100_000),
     "an answer that nests deeply": body(b'{"choices":[{"message":{"content":"boom"},"x":' + DEEP + b"}]}"),
     "an error that nests deeply": Says(400, b'{"error":{"message":"boom","x":' + DEEP + b"}}"),
@@ -148,6 +155,8 @@ BY_NAME = {
     "an account under 500": (openai(500, f"your account {SECRET} is suspended"), 502, None),
     "an error event": (events(b'data: {"error":{"message":"credit balance of org-Abc123456"}}\n\n'), 502, None),
     "an error under 200": (body({"error": {"message": f"quota of {SECRET}", "code": 402}}), 502, None),
+    "an account under 404": (Says(404, f'{{"detail": "x: Not found for account {SECRET}"}}'.encode()), 502, None),
+    "a project under 404": (openai(404, "Model `projects/org-a/locations/x/models/y` was not found"), 502, None),
     "a limit": (openai(429, f"limit of {SECRET}", ("retry-after", "7")), 429, "7"),
     "a limit as an event": (events(b'data: {"error":{"message":"limit","code":429}}\n\n'), 429, "1"),
 }
@@ -188,6 +197,18 @@ def test_by_name_no_caller_reads_our_account_at_the_remote():
         status, headers, raw = stream(server, stream=False, model="linguist")
     assert (status, json.loads(raw)) == (400, told | {"user_id": "*********"})
     assert "x-litellm-key-spend" not in headers
+
+
+@pytest.mark.parametrize("is_streamed", [False, True], ids=["whole", "streamed"])
+def test_by_name_no_caller_reads_our_account_beside_an_error_under_200(is_streamed):
+    told = {"error": {"message": "The model `x` does not exist", "code": 404}, "user_id": "user_2abc"}
+    raw = json.dumps(told).encode()
+    answer = events(ROLE, WORD, b"data: " + raw + b"\n\n") if is_streamed else body(raw)
+    with serving(experts=team(linguist=[answer])) as server:
+        status, _, said = stream(server, stream=is_streamed, model="linguist")
+    assert status == 200
+    assert b"user_2abc" not in said
+    assert b"*********" in said
 
 
 def test_by_name_a_page_with_a_status_keeps_the_status_and_is_said_in_our_shape():

@@ -40,6 +40,14 @@ def test_what_is_no_log_probability_is_as_if_none_were_told(value: str) -> None:
     assert read_completion(raw) == Completion("yes", None, "stop")
 
 
+@pytest.mark.parametrize("reason", ["error", "abort", "network_error", "ERROR"])
+def test_half_an_answer_is_not_scored(reason: str) -> None:
+    half = {"message": {"content": "half"}, "finish_reason": reason}
+    whole = {"message": {"content": "yes"}, "finish_reason": "stop"}
+    assert read_completion(json.dumps({"choices": [half]}).encode()) is None
+    assert read_completion(json.dumps({"choices": [half, whole]}).encode()) == Completion("yes", None, "stop")
+
+
 def test_an_answer_without_content_is_empty() -> None:
     assert read_completion(body(None)) == Completion("", None, "stop")
 
