@@ -78,6 +78,7 @@ async def _decode(decoder: Decoder, chunk: bytes, body: bytearray) -> None:
         await asyncio.sleep(0)  # let other tasks run
 
 
+LAST_STATUS = 599  # RFC 9110, 15
 MOST_INTERIM = 16  # per response: one 100 and a few 103 (hints)
 MOST_HEADERS = 128  # per response with trailers: aiohttp's limit
 HEADERS_LIMIT_BYTES = 1 << 20  # including all interim responses
@@ -122,7 +123,7 @@ class BoundedHeaders(ResponseHandler):
         status = data[0].code
         if status == 101:
             self._fail("an unexpected change of protocol (101)")
-        elif status < 100:
+        elif not 100 <= status <= LAST_STATUS:
             self._fail(f"invalid status {status}")
         elif status < 200:
             self._interim += 1
