@@ -134,6 +134,12 @@ class BoundedHeaders(ResponseHandler):
         if self._exception is None:
             super().feed_data(data, size)
 
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """aiohttp takes a reset for the end of a body that has neither length nor chunks."""
+        if exc is not None and self._payload is not None and not self._payload.is_eof():
+            self._payload.set_exception(aiohttp.ClientPayloadError(str(exc) or type(exc).__name__))
+        super().connection_lost(exc)
+
     def _fail(self, why: str) -> None:
         if self._exception is None:
             self.set_exception(HttpProcessingError(message=why))
