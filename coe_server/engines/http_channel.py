@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from coe_server.config.addresses import numeric_host
 from coe_server.config.proxies import Detour, Proxy
 from coe_server.engines.engine import EngineRequest
 from coe_server.engines.http_client import Address, PlainClient
@@ -78,6 +79,7 @@ class HttpChannel:
         if where is not None:
             host, slash, path = self._base_url.partition("://")[2].partition("/")
             self._prefix = slash + path
+            host = _ZONE.sub("", host)  # says nothing to the server (RFC 6874, 4)
             self._client = PlainClient(where, host, reuse.idle_seconds, _CONNECT_SECONDS)
         else:
             detour = Detour.of(proxy, base_url)
@@ -206,13 +208,12 @@ def _plain_address(base_url: str) -> Address | None:
     parts = urlsplit(base_url)
     if parts.scheme != "http" or "@" in parts.netloc:
         return None
-    try:
-        return str(ip_address(parts.hostname or "")), parts.port or _HTTP_PORT
-    except ValueError:
-        return None
+    host = numeric_host(parts.hostname or "")
+    return None if host is None else (host, parts.port or _HTTP_PORT)
 
 
 _HTTP_PORT = 80
+_ZONE = re.compile(r"%[^\]]*")  # of an IPv6 address
 _CLOSED = ConnectionError("its channel is closed")
 
 
