@@ -24,7 +24,7 @@ from coe_server.engines.http_elsewhere import ElsewhereClient
 from coe_server.engines.http_exchange import Exchange, Lost, NotHttp, NotReached, NotSendable
 from coe_server.errors import CoeError, ConnectionLost, EngineDied, EngineError, EngineUnreachable
 from coe_server.upstream.complaint import json_value
-from coe_server.upstream.content_coding import StreamDecoder, TooLong, WrongData
+from coe_server.upstream.content_coding import StreamDecoder, TooLong, WrongData, is_coded
 
 IDLE_SECONDS = 30.0  # idle connections are closed after this; the engine must keep them longer
 _IDLE_ELSEWHERE_SECONDS = 4.0  # unannounced, servers close after 5 s (uvicorn, Node) to 75 s (nginx)
@@ -35,6 +35,7 @@ _HOP_BY_HOP = (  # RFC 9110, section 7.6.1
 )
 _SET_BY_CLIENT = frozenset(("host", "content-length"))
 _CODED = frozenset(("content-encoding", "content-length"))  # describe the body before decoding
+_NO_CODING = frozenset(("content-encoding",))  # empty or `identity`, which is for Accept-Encoding (RFC 9110, 8.4.1)
 _CONNECT_SECONDS = 10.0  # name look-up, connection, TLS and proxy together
 _QUOTED_CHARACTERS = 300  # of an engine's error message
 _LONGEST_CONTROL_BYTES = 1 << 20  # of the answer to a control call
@@ -180,8 +181,10 @@ class HttpResponse:
         self._base_url = base_url
         self._exchange = exchange
         pairs = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in exchange.raw_headers)
-        self._decoder = StreamDecoder.of(value for name, value in pairs if name.lower() == "content-encoding")
-        self.headers = _end_to_end(pairs, frozenset() if self._decoder is None else _CODED)
+        codings = [value for name, value in pairs if name.lower() == "content-encoding"]
+        self._decoder = StreamDecoder.of(codings)
+        untrue = _CODED if self._decoder is not None else frozenset() if is_coded(codings) else _NO_CODING
+        self.headers = _end_to_end(pairs, untrue)
 
     async def chunks(self) -> AsyncIterator[bytes]:
         try:

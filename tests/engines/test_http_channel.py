@@ -144,6 +144,20 @@ def test_a_coding_that_is_not_known_here_leaves_bytes_and_headers_as_they_are(tm
     asyncio.run(story())
 
 
+@pytest.mark.parametrize("coding", [b"", b"identity", b" , Identity"])
+def test_a_coding_that_is_none_is_not_told(tmp_path: Path, coding: bytes) -> None:
+    async def answer(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        writer.write(whole(b"yes", b"Content-Encoding: %s\r\n" % coding))
+        return True
+
+    async def story() -> None:
+        async with server(tmp_path, answer) as channel, channel.send(POST) as response:
+            assert b"".join([chunk async for chunk in response.chunks()]) == b"yes"
+            assert response.headers == (("Content-Length", "3"),)
+
+    asyncio.run(story())
+
+
 def test_each_word_of_a_compressed_stream_arrives_before_the_next_is_sent(tmp_path: Path) -> None:
     received = asyncio.Queue[bytes]()
 
