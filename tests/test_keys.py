@@ -221,6 +221,13 @@ def test_a_key_that_no_header_can_carry_stops_the_start_unseen(tmp_path, monkeyp
     assert "s3cret" not in str(told.value)
 
 
+def test_a_key_that_clients_send_in_different_encodings_stops_the_start_unseen(tmp_path, monkeypatch):
+    monkeypatch.setenv("OURS", "s3cret-\u00fc")
+    with pytest.raises(ConfigError, match=r"^keys\.api_key_env: .* has a character beyond ASCII") as told:
+        guard_of(tmp_path, keys={"api_key_env": "OURS"})
+    assert "s3cret" not in str(told.value)
+
+
 def test_a_key_in_the_place_of_its_hash_is_not_shown(tmp_path):
     (tmp_path / "keys.json").write_text(json.dumps({"keys": [{"name": "a", "sha256": "s3cret"}]}))
     with pytest.raises(ConfigError, match=r"sha256: is not the SHA-256 of a key") as told:

@@ -53,7 +53,13 @@ def _keys_of_environment(config: ServerConfig, taken: Collection[str]) -> Iterat
             continue
         if name in taken:
             raise ConfigError(f"keys.{name}: keys.file has a key with the name '{name}'; rename that key")
-        digest = hashed(config.environment.secret(f"keys.{name}", variable))
+        secret = config.environment.secret(f"keys.{name}", variable)
+        if not secret.isascii():
+            raise ConfigError(
+                f"keys.{name}: the environment variable '{variable}' has a character beyond ASCII, which clients send "
+                "in different encodings; set another key"
+            )
+        digest = hashed(secret)
         is_admin, is_scrape, is_node = (name == kind for kind in (_ADMIN, _SCRAPE, _NODE))
         yield Key(name=name, sha256=digest, admin=is_admin, scrape=is_scrape, node=is_node, priority=not is_scrape)
 

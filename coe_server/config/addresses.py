@@ -8,7 +8,7 @@ import unicodedata
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Annotated
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
 from pydantic import AfterValidator
 
@@ -87,9 +87,11 @@ _CREDENTIALS = (
 _LONGEST_HOST = 253  # RFC 1035, section 2.3.4
 _LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)", re.IGNORECASE)  # container names have underscores
 _SHORT_IPV4 = re.compile(r"[0-9][0-9a-fx.]*", re.IGNORECASE | re.ASCII)  # the resolver ignores text after a blank
+_NOT_IN_A_PATH = re.compile(r"[^A-Za-z0-9._~!$&'()*+,;=:@/?%-]|%(?![0-9a-fA-F]{2})")  # RFC 3986, 3.3 and 3.4
 _ENDPOINT = re.compile(  # paths that clients and this server append to a base
     r"/(chat/completions|completions|responses|messages(/count_tokens)?|embeddings"
-    r"|rerank|score|tokenize|detokenize|(?<=/v1/)models)$",
+    r"|rerank|score|tokenize|detokenize|audio/(speech|transcriptions|translations)|images/(generations|edits)"
+    r"|(?<=/v1/)models)$",
     re.IGNORECASE,
 )
 
@@ -97,7 +99,7 @@ _ENDPOINT = re.compile(  # paths that clients and this server append to a base
 def parse_web_address(text: str) -> str:
     """Return the address. Raises ValueError, without quoting credentials, if it is invalid."""
     shown = shown_address(text)
-    if any(character.isspace() or unicodedata.category(character) == "Cc" for character in text):
+    if any(character.isspace() or unicodedata.category(character) in {"Cc", "Cf"} for character in text):
         raise ValueError(f"{shown!r} has a blank or a control character; remove it")
     try:
         parts = urlsplit(text)
@@ -111,6 +113,10 @@ def parse_web_address(text: str) -> str:
         raise ValueError(f"'{shown}' has a fragment, which is never sent; remove '#' and the rest")
     if (fault := _port_fault(parts) or _host_fault(parts)) is not None:
         raise ValueError(f"'{shown}' is not an address ({fault})")
+    if (wrong := _NOT_IN_A_PATH.search(parts.path) or _NOT_IN_A_PATH.search(parts.query)) is not None:
+        raise ValueError(
+            f"'{shown}' has {wrong[0]!r}, which no address has; replace it, or write it as {quote(wrong[0])}"
+        )
     return text
 
 
@@ -173,7 +179,7 @@ def is_loopback_host(host: str) -> bool:
 
 def is_loopback_address(host: str) -> bool:
     """True for a loopback address; False for every name, such as 127.example.com."""
-    address = _numeric_host(host)
+    address = numeric_host(host)
     return address is not None and (ip_address(address).is_loopback or _is_mapped_loopback(address))
 
 
@@ -200,15 +206,16 @@ def _host_fault(parts: SplitResult) -> str | None:
     labels = ascii_host.split(".")
     if len(ascii_host) > _LONGEST_HOST or not all(_LABEL.fullmatch(label) for label in labels):
         return f"'{host}' is not a host's name"
-    if labels[-1].isdigit() and _numeric_host(ascii_host) is None:
+    if labels[-1].isdigit() and numeric_host(ascii_host) is None:
         return f"'{host}' is neither a name nor an IPv4 address"
     return None
 
 
-def _numeric_host(host: str) -> str | None:
-    """The canonical IP address; None for a name. Accepts short IPv4 forms, as the system's resolver does."""
+def numeric_host(host: str) -> str | None:
+    """The canonical IP address; None for a name. Accepts short IPv4 forms, as the system's resolver does, and an IPv6
+    zone as it stands in a URL (`fe80::1%25eth0`, RFC 6874)."""
     try:
-        return str(ip_address(host))
+        return str(ip_address(host.replace("%25", "%")))
     except ValueError:
         pass
     try:

@@ -135,9 +135,18 @@ def clean_secret(value: str | None, key: str, variable: str) -> str:
     stripped = value.strip()
     if not stripped:
         raise ConfigError(f"{key}: the environment variable '{variable}' is blank")
-    if (fault := unfit_for_a_header(stripped)) is not None:
+    if (fault := unfit_for_a_header(stripped) or _around_a_secret(stripped, key)) is not None:
         raise ConfigError(f"{key}: the environment variable '{variable}' has {fault}; set it to the key only")
     return stripped
+
+
+def _around_a_secret(text: str, key: str) -> str | None:
+    """What stands around a secret and is no part of it; None if nothing does. Only in `headers` a scheme belongs."""
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'`":
+        return "quotation marks around it"  # docker's --env-file keeps them
+    if key.endswith("_env") and text[:7].lower() == "bearer ":
+        return "the word 'Bearer' before the key"
+    return None
 
 
 def unfit_for_a_header(text: str) -> str | None:

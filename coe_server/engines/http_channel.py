@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from coe_server.config.addresses import numeric_host
 from coe_server.config.proxies import Detour, Proxy
 from coe_server.engines.engine import EngineRequest
 from coe_server.engines.http_client import Address, PlainClient
@@ -23,7 +24,7 @@ from coe_server.engines.http_elsewhere import ElsewhereClient
 from coe_server.engines.http_exchange import Exchange, Lost, NotHttp, NotReached, NotSendable
 from coe_server.errors import CoeError, ConnectionLost, EngineDied, EngineError, EngineUnreachable
 from coe_server.upstream.complaint import json_value
-from coe_server.upstream.content_coding import StreamDecoder, TooLong, WrongData
+from coe_server.upstream.content_coding import StreamDecoder, TooLong, WrongData, is_coded
 
 IDLE_SECONDS = 30.0  # idle connections are closed after this; the engine must keep them longer
 _IDLE_ELSEWHERE_SECONDS = 4.0  # unannounced, servers close after 5 s (uvicorn, Node) to 75 s (nginx)
@@ -34,6 +35,7 @@ _HOP_BY_HOP = (  # RFC 9110, section 7.6.1
 )
 _SET_BY_CLIENT = frozenset(("host", "content-length"))
 _CODED = frozenset(("content-encoding", "content-length"))  # describe the body before decoding
+_NO_CODING = frozenset(("content-encoding",))  # empty or `identity`, which is for Accept-Encoding (RFC 9110, 8.4.1)
 _CONNECT_SECONDS = 10.0  # name look-up, connection, TLS and proxy together
 _QUOTED_CHARACTERS = 300  # of an engine's error message
 _LONGEST_CONTROL_BYTES = 1 << 20  # of the answer to a control call
@@ -78,6 +80,7 @@ class HttpChannel:
         if where is not None:
             host, slash, path = self._base_url.partition("://")[2].partition("/")
             self._prefix = slash + path
+            host = _ZONE.sub("", host)  # says nothing to the server (RFC 6874, 4)
             self._client = PlainClient(where, host, reuse.idle_seconds, _CONNECT_SECONDS)
         else:
             detour = Detour.of(proxy, base_url)
@@ -178,8 +181,10 @@ class HttpResponse:
         self._base_url = base_url
         self._exchange = exchange
         pairs = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in exchange.raw_headers)
-        self._decoder = StreamDecoder.of(value for name, value in pairs if name.lower() == "content-encoding")
-        self.headers = _end_to_end(pairs, frozenset() if self._decoder is None else _CODED)
+        codings = [value for name, value in pairs if name.lower() == "content-encoding"]
+        self._decoder = StreamDecoder.of(codings)
+        untrue = _CODED if self._decoder is not None else frozenset() if is_coded(codings) else _NO_CODING
+        self.headers = _end_to_end(pairs, untrue)
 
     async def chunks(self) -> AsyncIterator[bytes]:
         try:
@@ -206,13 +211,12 @@ def _plain_address(base_url: str) -> Address | None:
     parts = urlsplit(base_url)
     if parts.scheme != "http" or "@" in parts.netloc:
         return None
-    try:
-        return str(ip_address(parts.hostname or "")), parts.port or _HTTP_PORT
-    except ValueError:
-        return None
+    host = numeric_host(parts.hostname or "")
+    return None if host is None else (host, parts.port or _HTTP_PORT)
 
 
 _HTTP_PORT = 80
+_ZONE = re.compile(r"%[^\]]*")  # of an IPv6 address
 _CLOSED = ConnectionError("its channel is closed")
 
 

@@ -128,7 +128,8 @@ class _Exchange:
             raise Lost(error, has_begun=True, was_reused=False) from error
 
     def leave(self) -> None:
-        if not self._response.content.at_eof():
+        body = self._response.content
+        if body.exception() is not None or not body.at_eof():
             self._response.close()
 
 

@@ -15,7 +15,7 @@ import httptools
 
 from coe_server.engines.engine import StreamedBody
 from coe_server.errors import CoeError
-from coe_server.upstream.reply import HEADERS_LIMIT_BYTES, LONGEST_HEADER_BYTES, MOST_HEADERS, MOST_INTERIM
+from coe_server.upstream.reply import HEADERS_LIMIT_BYTES, LAST_STATUS, LONGEST_HEADER_BYTES, MOST_HEADERS, MOST_INTERIM
 
 if TYPE_CHECKING:
     from coe_server.engines.http_client import Connection
@@ -239,7 +239,7 @@ class _Parser:
         status = self._http.get_status_code()
         if status == 101:
             raise NotHttp("an unexpected change of protocol (101)")
-        if status < 100:
+        if not 100 <= status <= LAST_STATUS:
             raise NotHttp(f"invalid status {status}")
         if status < 200:
             self._interim += 1

@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
+from coe_server.config.types import clean_secret
 from coe_server.engines.model_size import (
     chosen_weights,
     config_bytes,
@@ -44,7 +45,11 @@ class HubSource:
 
     @property
     def token(self) -> str | None:
-        return self.environment.get("HF_TOKEN") or self.environment.get("HUGGING_FACE_HUB_TOKEN") or None
+        """Raises ConfigError, without the value, for one that cannot be sent."""
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+            if self.environment.get(name, "").strip():
+                return clean_secret(self.environment[name], f"'{self.model}' on {self.endpoint}", name)
+        return None
 
     @property
     def offline(self) -> bool:
@@ -107,6 +112,8 @@ def _asked(source: HubSource, within_seconds: float, question: Callable[[], _T])
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     asking.join(within_seconds)
+    if failures and isinstance(failures[0], ConfigError):  # its token
+        raise failures[0]
     if failures:
         raise ConfigError(explained(source, failures[0])) from failures[0]
     if not answers:

@@ -26,6 +26,7 @@ MOST_HEADER_BYTES = 64 * 1024  # request line and headers, or what is read betwe
 MOST_PIPELINED = 32  # requests of one connection that wait for the answer to an earlier one
 MOST_HEADERS = 200  # of a request: each lookup reads them all
 HEADER_SECONDS = 20.0  # from the first byte, or from the connection's beginning
+_REJECTED_URL_BYTES = 1024  # of a target that is too long: enough to know the API
 _WEBSOCKET = b"websocket"
 _TOO_LONG = f"the request line and headers are longer than {MOST_HEADER_BYTES} bytes"
 _TOO_MANY = f"the request has more than {MOST_HEADERS} headers"
@@ -100,6 +101,7 @@ class Connection(HttpToolsProtocol):
         app = self.app
         if _size_bytes(self.parser.get_method(), self.url, self.headers) > MOST_HEADER_BYTES:
             self.app = _rejection(HeadersTooLong(_TOO_LONG), {"connection": "close"}, self._rejected)
+            self.url = self.url[:_REJECTED_URL_BYTES]  # httptools parses none of 64 KiB
         elif len(self.headers) > MOST_HEADERS:
             self.app = _rejection(HeadersTooLong(_TOO_MANY), {"connection": "close"}, self._rejected)
         elif self._wants_websocket:

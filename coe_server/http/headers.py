@@ -98,6 +98,7 @@ _SHOWN = frozenset(  # no browser runs these; SVG, XML and HTML it would
     )
 )
 _ATTACHED = (("content-type", "application/octet-stream"), ("content-disposition", "attachment"))
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")  # RFC 9110, 5.5; a lenient parser lets an expert's pass
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _TYPE = re.compile(  # RFC 9110, 8.3.1; of two types in one value browsers take the last, so a comma is none of it
     rf"[ \t]*({_TOKEN}/{_TOKEN})(?:[ \t]*;[ \t]*(?:{_TOKEN}=(?:{_TOKEN}|\"[^\",\\\x00-\x1f\x7f-\uffff]*\"))?)*[ \t]*"
@@ -105,12 +106,15 @@ _TYPE = re.compile(  # RFC 9110, 8.3.1; of two types in one value browsers take 
 
 
 def passed_headers(headers: Pairs) -> Iterator[tuple[str, str]]:
-    """The expert's headers that are forwarded; types other than `_SHOWN` are sent as downloads."""
+    """The expert's headers that are forwarded; types other than `_SHOWN` are sent as downloads.
+
+    A value with a control character is left out: it cannot be sent.
+    """
     headers = tuple(headers)
     is_shown = content_type(headers) in _SHOWN
     for name, value in headers:
         lower = name.lower()
-        if lower in _PASSED or (is_shown and lower == "content-type"):
+        if (lower in _PASSED and not _CONTROL.search(value)) or (is_shown and lower == "content-type"):
             yield name, value
     if not is_shown:
         yield from _ATTACHED

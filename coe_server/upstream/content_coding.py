@@ -102,14 +102,25 @@ def codings_of(lines: Iterable[str]) -> tuple[str, ...]:
 
     Raises UnknownCoding for an unsupported one, or for too many.
     """
-    named = [name.strip().lower() for line in lines for name in line.split(",")]
-    found = tuple(_ALIASES.get(name, name) for name in named if name not in {"", "identity"})
+    found = tuple(_ALIASES.get(name, name) for name in _named(lines))
     for name in found:
         if name not in TAKEN:
             raise UnknownCoding(name)
     if len(found) > MOST_CODINGS:
         raise UnknownCoding(f"{len(found)} nested codings")
     return found
+
+
+def is_coded(lines: Iterable[str]) -> bool:
+    """True if the values of Content-Encoding headers name any coding, supported or not."""
+    return any(True for _ in _named(lines))
+
+
+def _named(lines: Iterable[str]) -> Iterator[str]:
+    for line in lines:
+        for name in line.split(","):
+            if (bare := name.strip().lower()) not in {"", "identity"}:
+                yield bare
 
 
 def _decoded(stages: Sequence[_Stage], piece: bytes) -> Iterator[bytes]:

@@ -78,6 +78,7 @@ async def _decode(decoder: Decoder, chunk: bytes, body: bytearray) -> None:
         await asyncio.sleep(0)  # let other tasks run
 
 
+LAST_STATUS = 599  # RFC 9110, 15
 MOST_INTERIM = 16  # per response: one 100 and a few 103 (hints)
 MOST_HEADERS = 128  # per response with trailers: aiohttp's limit
 HEADERS_LIMIT_BYTES = 1 << 20  # including all interim responses
@@ -122,7 +123,7 @@ class BoundedHeaders(ResponseHandler):
         status = data[0].code
         if status == 101:
             self._fail("an unexpected change of protocol (101)")
-        elif status < 100:
+        elif not 100 <= status <= LAST_STATUS:
             self._fail(f"invalid status {status}")
         elif status < 200:
             self._interim += 1
@@ -132,6 +133,12 @@ class BoundedHeaders(ResponseHandler):
             self._has_headers = True
         if self._exception is None:
             super().feed_data(data, size)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """aiohttp takes a reset for the end of a body that has neither length nor chunks."""
+        if exc is not None and self._payload is not None and not self._payload.is_eof():
+            self._payload.set_exception(aiohttp.ClientPayloadError(str(exc) or type(exc).__name__))
+        super().connection_lost(exc)
 
     def _fail(self, why: str) -> None:
         if self._exception is None:

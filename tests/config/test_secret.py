@@ -15,6 +15,12 @@ def test_blanks_and_newlines_around_a_secret_are_left_out(value: str) -> None:
 
 def test_what_stands_inside_a_secret_stays() -> None:
     assert clean_secret("a b=\u00fc\n", "k", "KEY") == "a b=\u00fc"
+    assert clean_secret('a"b"', "experts.a.api_key_env", "KEY") == 'a"b"'
+    assert clean_secret("Bearers", "experts.a.api_key_env", "KEY") == "Bearers"
+
+
+def test_a_header_of_ones_own_may_hold_its_scheme() -> None:
+    assert clean_secret("Bearer sk-abc", "experts.a.headers.Authorization", "KEY") == "Bearer sk-abc"
 
 
 @pytest.mark.parametrize(
@@ -32,6 +38,11 @@ def test_what_stands_inside_a_secret_stays() -> None:
         ("sk-abc\u2019", "has a character outside Latin-1"),
         ("\ufeffsk-abc", "has a character outside Latin-1"),
         ("sk-abc\udcff", "has a character outside Latin-1"),
+        ('"sk-abc"', "has quotation marks around it; set it to the key only"),
+        ("'sk-abc'\n", "has quotation marks around it"),
+        ("`sk-abc`", "has quotation marks around it"),
+        ("Bearer sk-abc", "has the word 'Bearer' before the key; set it to the key only"),
+        ("bearer  sk-abc", "has the word 'Bearer' before the key"),
     ],
 )
 def test_a_secret_that_no_header_can_carry_is_refused_and_not_shown(value: str | None, fault: str) -> None:

@@ -12,6 +12,7 @@ from coe_server.config.addresses import (
     parse_web_address,
     shown_address,
 )
+from coe_server.http.apis import APIS, Api
 
 
 @pytest.mark.parametrize(
@@ -27,6 +28,8 @@ from coe_server.config.addresses import (
         "https://münchen.example/v1",
         "https://api.example.com./v1",
         "http://127.1:8000/v1",
+        "http://[fe80::1%25eth0]:8000/v1",
+        "https://api.example.com/m%C3%BC/v1;a=b,c/~x?api-version=1&k=a/b?c:@!$'()*+",
         "https://api.example.com/openai/deployments/d?api-version=2024-10-21",
         "https://api.example.com/models?api-version=2024-05-01",
         "https://api.example.com/openai/v1/?api-version=preview",
@@ -66,6 +69,15 @@ def test_an_address_that_works_is_taken_as_it_is(address: str) -> None:
         ("http://a/v\t1", "has a blank or a control character"),
         ("http://a/v1\u00a0", "has a blank or a control character"),
         ("http://a/v\x071", "has a blank or a control character"),
+        ("http://a/v1\u200b", "has a blank or a control character"),
+        ("http://a\u200b/v1", "has a blank or a control character"),
+        ("\ufeffhttp://a/v1", "has a blank or a control character"),
+        ("http://a/v1/{model}", "has '{', which no address has; replace it, or write it as %7B"),
+        ("http://a/v1?key={env.KEY}", "has '{', which no address has; replace it, or write it as %7B"),
+        ("http://a/<deployment>", "has '<', which no address has; replace it, or write it as %3C"),
+        ("http://a/v1\\x", "which no address has; replace it, or write it as %5C"),
+        ("http://a/m\u00fc", "has '\u00fc', which no address has; replace it, or write it as %C3%BC"),
+        ("http://a/%zz", "has '%', which no address has; replace it, or write it as %25"),
         ("http://a/v1#x", "has a fragment, which is never sent"),
         ("http://a/v1#", "has a fragment, which is never sent"),
         ("http://user:pw@a/v1", "has credentials in it; leave them out"),
@@ -104,6 +116,12 @@ def test_a_whole_endpoint_is_no_base_and_the_base_is_named(address: str, instead
         parse_base_url(address)
     assert str(refused.value).endswith(f"write the part before {instead}")
     assert parse_web_address(address) == address, "where traces go is a whole endpoint"
+
+
+@pytest.mark.parametrize("api", APIS, ids=lambda api: api.path)
+def test_every_endpoint_that_is_served_here_is_known_as_one(api: Api) -> None:
+    with pytest.raises(ValueError, match="is the address of one endpoint"):
+        parse_base_url(f"http://a{api.path}")
 
 
 @pytest.mark.parametrize(

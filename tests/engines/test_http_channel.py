@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import socket
+import struct
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -138,6 +140,20 @@ def test_a_coding_that_is_not_known_here_leaves_bytes_and_headers_as_they_are(tm
         async with server(tmp_path, answer) as channel, channel.send(POST) as response:
             assert b"".join([chunk async for chunk in response.chunks()]) == b"\x8b\x00\xff"
             assert response.headers == (("Content-Length", "3"), ("Content-Encoding", coding.decode()))
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("coding", [b"", b"identity", b" , Identity"])
+def test_a_coding_that_is_none_is_not_told(tmp_path: Path, coding: bytes) -> None:
+    async def answer(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        writer.write(whole(b"yes", b"Content-Encoding: %s\r\n" % coding))
+        return True
+
+    async def story() -> None:
+        async with server(tmp_path, answer) as channel, channel.send(POST) as response:
+            assert b"".join([chunk async for chunk in response.chunks()]) == b"yes"
+            assert response.headers == (("Content-Length", "3"),)
 
     asyncio.run(story())
 
@@ -481,6 +497,33 @@ def test_an_answer_cut_short_is_a_dead_engine_and_not_an_end(tmp_path: Path, fra
                 await body_of(channel)
 
     asyncio.run(story())
+
+
+@pytest.mark.parametrize("is_reset", [False, True])
+def test_a_body_that_ends_with_its_connection_is_whole_unless_that_was_reset(tmp_path: Path, is_reset: bool) -> None:
+    async def answer(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\none")
+        if is_reset:
+            await seen.wait()
+            linger = struct.pack("ii", 1, 0)
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            writer.transport.abort()
+        return False
+
+    async def story() -> list[bytes]:
+        async with server(tmp_path, answer, ELSEWHERE) as channel, channel.send(POST) as response:
+            read = []
+            async for chunk in response.chunks():
+                read.append(chunk)
+                seen.set()
+            return read
+
+    seen = asyncio.Event()
+    if not is_reset:
+        assert b"".join(asyncio.run(story())) == b"one"
+        return
+    with pytest.raises(EngineDied, match=r"^expert 'french' broke off its answer\n"):
+        asyncio.run(story())
 
 
 def test_a_body_in_pieces_arrives_whole_and_with_its_length(tmp_path: Path) -> None:

@@ -52,6 +52,21 @@ def test_the_token_of_the_environment_is_sent() -> None:
             hub_size(source(hub.endpoint))
 
 
+@pytest.mark.parametrize("token", ["hf_secret\n", " hf_secret", "hf_secret\r\n"])
+def test_blanks_and_newlines_around_the_token_are_left_out(token: str) -> None:
+    with serving_hub({NAME: FILES}, token="hf_secret") as hub:
+        assert hub_size(source(hub.endpoint, HF_TOKEN=token)) == 500
+        assert hub_size(source(hub.endpoint, HF_TOKEN=" ", HUGGING_FACE_HUB_TOKEN=token)) == 500
+
+
+@pytest.mark.parametrize("token", ["hf_se\ncret", "\ufeffhf_secret", '"hf_secret"'])
+def test_a_token_that_cannot_be_sent_is_refused_and_not_shown(token: str) -> None:
+    with serving_hub({NAME: FILES}) as hub, pytest.raises(ConfigError, match="variable 'HF_TOKEN' has") as refused:
+        hub_size(source(hub.endpoint, HF_TOKEN=token))
+    assert "secret" not in str(refused.value)
+    assert hub.asked == []
+
+
 def test_a_model_that_is_not_there_is_said() -> None:
     with serving_hub({}) as hub, pytest.raises(ConfigError, match=rf"'{NAME}' is not on {re.escape(hub.endpoint)}"):
         hub_size(source(hub.endpoint))

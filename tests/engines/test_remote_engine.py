@@ -168,7 +168,8 @@ def test_an_error_shows_no_query_of_the_base_url() -> None:
     asyncio.run(story())
 
 
-def test_an_ipv6_host_in_brackets_is_reached() -> None:
+@pytest.mark.parametrize("host", ["[::1]", "[::1%251]", "127.1", "2130706433"])
+def test_an_address_is_reached_in_every_spelling(host: str) -> None:
     async def story() -> None:
         heads: list[bytes] = []
 
@@ -177,14 +178,14 @@ def test_an_ipv6_host_in_brackets_is_reached() -> None:
             writer.write(b"HTTP/1.1 429 Slow\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
             writer.close()
 
-        listener = await asyncio.start_server(converse, "::1", 0)
+        listener = await asyncio.start_server(converse, "::1" if ":" in host else "127.0.0.1", 0)
         port = listener.sockets[0].getsockname()[1]
-        engine = RemoteEngine("elsewhere", f"http://[::1]:{port}/v1", None)
+        engine = RemoteEngine("elsewhere", f"http://{host}:{port}/v1", None)
         await asked(engine)
         await engine.stop()
         listener.close()
         await listener.wait_closed()
-        assert f"\r\nHost: [::1]:{port}\r\n".encode() in heads[0]
+        assert f"\r\nHost: {host.replace('%251', '')}:{port}\r\n".encode() in heads[0], "without the zone"
 
     asyncio.run(story())
 

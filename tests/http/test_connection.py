@@ -155,6 +155,16 @@ def test_the_limit_of_a_head_is_exact_even_where_one_read_brings_all_of_it(path)
     asyncio.run(asyncio.wait_for(story(), PATIENCE_SECONDS))
 
 
+@pytest.mark.parametrize("target", [b"/v1/models/" + b"m" * 70_000, b"/v1/messages?q=" + b"%20" * 30_000])
+def test_a_target_over_the_limit_is_told_so_too(server, target):
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_SECONDS) as wire:
+        wire.sendall(b"GET " + target + b" HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        answer = received(wire)
+    assert answer.startswith(b"HTTP/1.1 431")
+    told = json.loads(answer.partition(b"\r\n\r\n")[2])
+    assert told.get("type") == ("error" if b"messages" in target else None), "in the shape of its API"
+
+
 @pytest.mark.parametrize(
     ("sent", "started", "answered"),
     [

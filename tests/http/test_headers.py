@@ -108,6 +108,17 @@ def test_headers_that_are_not_known_to_be_the_callers_stay_here():
     assert passed(*callers, ("content-type", "text/plain"))[:-1] == callers
 
 
+@pytest.mark.parametrize("value", ["a\x01b", "a\x00", "\x7f", "a\x1b[31m", "a\x0bb"])
+def test_a_header_that_cannot_be_sent_on_does_not_cost_the_answer(value):
+    answer = Says(200, ANSWER, headers=(("Content-Type", "application/json"), ("openai-model", value)))
+    with running_server({"a": Breaking("a", [answer])}) as server:
+        body = json.dumps({"model": "a", "messages": [{"role": "user", "content": "hello"}]})
+        status, headers, raw = server.ask("POST", "/v1/chat/completions", body)
+    assert (status, raw, headers["content-type"]) == (200, ANSWER, "application/json")
+    assert "openai-model" not in headers
+    assert passed(("request-id", "a\tb"), ("content-type", "text/plain"))[0] == ("request-id", "a\tb")
+
+
 @pytest.mark.parametrize("named", ["text/html", "application/json"])
 def test_an_answer_that_calls_itself_a_page_leaves_as_a_file_with_its_bytes(named):
     answer = Says(200, ANSWER, headers=(("Content-Type", named), *((name, "theirs") for name in THEIRS)))

@@ -20,6 +20,7 @@ from coe_server.upstream.content_coding import (
     UnknownCoding,
     WrongData,
     codings_of,
+    is_coded,
     zstd,
 )
 
@@ -163,6 +164,7 @@ def test_a_zstd_window_that_is_larger_than_a_server_must_take_is_refused():
 )
 def test_codings_are_named_in_one_line_or_several(lines, codings):
     assert codings_of(lines) == codings
+    assert is_coded(lines) == bool(codings)
 
 
 @pytest.mark.parametrize(

@@ -119,8 +119,8 @@ def test_heads_that_are_long_together_are_a_failure_of_the_expert(socket: Path |
     assert re.search(f"the head(ers)? of its answer (is|are) longer than {HEADERS_LIMIT_BYTES:,} bytes", told)
 
 
-@pytest.mark.parametrize("status", ["000", "099"])
-def test_a_status_below_100_is_a_failure_of_the_expert(socket: Path | None, status: str) -> None:
+@pytest.mark.parametrize("status", ["000", "099", "600", "999"])
+def test_a_status_that_http_does_not_have_is_a_failure_of_the_expert(socket: Path | None, status: str) -> None:
     told = refused(socket, b"HTTP/1.1 %b No\r\nContent-Length: 3\r\n\r\nnot" % status.encode() + YES)
     assert told.startswith("expert 'math' did not answer with valid HTTP\n")
     assert f"invalid status {int(status)}" in told

@@ -23,6 +23,7 @@ from coe_server.errors import BodiesFull, BodyTooLarge, BodyTooSlow, CoeError, R
 from coe_server.http.bodies.form import LONGEST_FIELDS_BYTES, Form, RestOfForm, boundary_of, read_form
 from coe_server.http.rate_limits import Bodies, BodyLimits, Hold
 from coe_server.keys import Key
+from coe_server.upstream.content_coding import is_coded
 
 _LOOKED_AT_AGAIN = 4096  # more bytes before the beginning of a form is read again
 _WRITTEN_BYTES = 1 << 20  # at a time
@@ -75,7 +76,7 @@ class Uploads:
         self._limits = limits
         content_type = request.headers.get("content-type", "")
         boundary = boundary_of(content_type)
-        if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+        if is_coded(request.headers.getlist("content-encoding")):
             raise UnsupportedCoding("a form is not taken with a content-encoding; send it as it is")
         announced = request.headers.get("content-length", "")
         size_bytes = int(announced) if announced.isdecimal() else None

@@ -208,6 +208,13 @@ def test_a_form_that_cannot_be_served_is_refused_with_the_reason(whisper: Whispe
     assert b'coe_errors_total{code="engine_died"}' not in metrics  # the caller's fault, not the engine's
 
 
+@pytest.mark.parametrize(("coding", "expected"), [("", 200), ("identity", 200), ("identity, ", 200), ("gzip", 415)])
+def test_a_form_may_say_that_it_is_in_no_coding(whisper: Whisper, coding: str, expected: int) -> None:
+    with serving(whisper) as server:
+        form = MODEL_FIRST.replace(b"%s", b"ears")
+        assert server.ask("POST", PATH, form, {**TYPE, "content-encoding": coding})[0] == expected
+
+
 def test_json_where_a_form_is_due_is_refused(whisper: Whisper) -> None:
     with serving(whisper) as server:
         status, _, raw = server.ask("POST", PATH, b"{}", {"content-type": "application/json"})
