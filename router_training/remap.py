@@ -33,10 +33,11 @@ from router_training.config import category_without_experts
 from router_training.data.dataset import Dataset, read_dataset
 from router_training.data.embeddings import Prepare, nothing_to_embed
 from router_training.data.provenance import ALONE
+from router_training.data.trained_on import prompts_trained_on
 from router_training.evaluation.evaluation import evaluate
 from router_training.evaluation.gains import refusal
 from router_training.evaluation.metrics import Bootstrap
-from router_training.evaluation.worth import worth_sentence
+from router_training.evaluation.summary import show_worth
 from router_training.feedback import with_feedback
 from router_training.map_options import MapOptions
 from router_training.probes import carry_over, held_out_with, with_new_experts
@@ -69,6 +70,7 @@ def remap(folder: Path, out: Path, options: MapOptions, track: Track, prepare: P
     bootstrap = Bootstrap(options.resamples, before.manifest.seed)
     measured = evaluate(artifacts.load(out), dataset, bootstrap, track, prepare)
     measured["re_solved"] = {"from": before.version, "measured": True}
+    measured["n_trained_on"] = prompts_trained_on(folder, before, dataset)
     artifacts.save(_judged(after, measured), held_out, measured, out, partial(_finish, before=folder))
     return artifacts.load(out)
 
@@ -232,8 +234,8 @@ def print_worth(folder: Path) -> None:
     """Print what the router is worth, where it has been measured since the mapping was solved."""
     evaluation = artifact_checks.read_evaluation(folder, artifact_checks.read_manifest(folder)) or {}
     measured = evaluation.get("re_solved", {"measured": True})["measured"]
-    if measured and (sentence := worth_sentence(evaluation)):
-        Console().print(sentence, markup=False, highlight=False, soft_wrap=True)
+    if measured:
+        show_worth(evaluation, Console())
 
 
 def print_table(artifact: Artifact, shares: Mapping[str, Mapping[str, float]]) -> None:

@@ -112,6 +112,15 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
         ({"classifier": {"folds": 1}}, "classifier.folds: must be at least 2, not 1"),
         ({"mapping": {"mode": "medium"}}, "mapping.mode: 'medium' is not one of 'soft' or 'hard'"),
         ({"mapping": {"pins": {"c": "zed"}}}, "'zed', which is not an expert"),
+        ({"seed": 2**32}, "seed: must be at most 4294967295, not 4294967296"),
+        (
+            {"classifier": {"inverse_regularisation": 5e-324}},
+            "inverse_regularisation: must be at least 0.000001, not",
+        ),
+        (
+            {"experts": [{"name": "a", "active_params_b": 1e308}]},
+            r"experts.a.active_params_b: must be at most 1000000000(\.0)?, not 1e\+308",
+        ),
         (
             {"objectives": {"cheap": {"active_params_b": -1}}},
             "objectives.cheap.active_params_b: must be greater than 0, not -1",
