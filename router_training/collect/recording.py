@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 from coe_server.errors import DatasetError
 from router_training.collect.settings import Message, Target
-from router_training.data.rows import read_rows, text_in
+from router_training.data.rows import conversation_in, read_rows, text_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +56,10 @@ def _question(path: Path, number: int, row: Mapping[str, Any]) -> Question:
     messages = row.get("messages")
     if isinstance(row.get("prompt"), str):
         messages = [{"role": "user", "content": row["prompt"]}]
-    usable = isinstance(messages, list) and messages and all(isinstance(message, Mapping) for message in messages)
-    if not usable:
+    if not messages:
         raise DatasetError(f"{place} has neither a text 'prompt' nor a list of 'messages'")
-    return Question(prompt_id, tuple(_without_nulls(message) for message in messages), row, place)  # type: ignore[union-attr]  # `usable` is false for None
+    conversation_in(path, number, row)  # refuses what training would refuse when all has been paid for
+    return Question(prompt_id, tuple(_without_nulls(message) for message in messages), row, place)
 
 
 def _without_nulls(value: Any) -> Any:

@@ -101,15 +101,17 @@ def text_in(path: Path, number: int, row: Row, column: str) -> str:
 
 
 def name_in(path: Path, number: int, row: Row, column: str) -> str | None:
-    """A text, or a number as text (0 included); None for a missing value.
-
-    7.0 is read as "7": tables write whole numbers so where the column has a missing value.
-    """
+    """A text, or a number as text (0 included); None for a missing value."""
     value = row.get(column)
     if value == "" or is_nothing(value):
         return None
     if not isinstance(value, str | int | float):
         raise DatasetError(f"{path}, row {number}: {column} {shown_value(value)} is not a text")
+    return as_text(value)
+
+
+def as_text(value: object) -> str:
+    """A text as it is, 7.0 as "7": tables write whole numbers so where the column has a missing value."""
     return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
