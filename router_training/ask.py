@@ -29,7 +29,7 @@ from coe_server.routing.router import Router
 from coe_server.system.visible import visible
 from router_training.data.dataset import read_prompts
 from router_training.data.near_duplicates import LEAST_RESEMBLANCE, resemblance
-from router_training.data.rows import read_rows
+from router_training.data.rows import read_rows, text_in
 
 MOST_READ = 20_000  # prompts, the last ones of the files
 
@@ -75,7 +75,7 @@ def ask(artifact: Path, prompts: Sequence[Path], outcomes: Sequence[Path], count
     if len(manifest.categories) < 2:
         raise ConfigError(f"{artifact} has one category: there is nothing to tell apart")
     seen = _seen(router, prompts)
-    recorded = {str(row.get("prompt_id")) for path in outcomes for _, row in read_rows(path, ("prompt_id",))}
+    recorded = {text_in(path, at, row, "prompt_id") for path in outcomes for at, row in read_rows(path, ("prompt_id",))}
     label = worth_labelling(seen, count)
     chosen = {one.prompt_id for one in label}
     known = {name: min(entry.prompts for entry in manifest.score[name].values()) for name in manifest.categories}

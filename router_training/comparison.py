@@ -14,9 +14,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from coe_server.config.file import first_mistake
 from coe_server.errors import DatasetError
 from coe_server.routing.intervals import FEWEST, Interval, interval
+from router_training.config import Share
 from router_training.data.rows import read_rows
 
 Vector = npt.NDArray[np.float64]
@@ -61,13 +64,54 @@ class Comparison:
 
 def compare(path: Path) -> Comparison:
     """The comparison of a file written by `coe journal export`. Raises DatasetError naming file and row."""
-    rows = [row for _, row in read_rows(path)]
-    shadowed = [row for row in rows if isinstance(row.get("shadow"), dict)]
+    rows = [_checked(path, number, row) for number, row in read_rows(path)]
+    shadowed = [row for row in rows if row.get("shadow")]
     apart = [row for row in shadowed if row["shadow"]["expert"] != _usual(row)]
+    return Comparison(len(shadowed), len(shadowed) - len(apart), _shadows(apart), _served(rows))
+
+
+def _checked(path: Path, number: int, row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The row. Raises DatasetError if it is no line that `coe journal export` writes."""
     try:
-        return Comparison(len(shadowed), len(shadowed) - len(apart), _shadows(apart), _served(rows))
-    except (KeyError, TypeError, ValueError) as error:
-        raise DatasetError(f"{path}: is not a log that `coe journal export` wrote ({error!r})") from error
+        _Line.model_validate(row)
+    except ValidationError as error:
+        wrong = first_mistake(error, row, _Line)
+        raise DatasetError(f"{path}, row {number}: {wrong}; expected feedback.jsonl of `coe journal export`") from error
+    return row
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class _Shadow(_Part):
+    expert: str
+    router_version: str
+
+
+class _Exploration(_Part):
+    drawn: str
+    usual: str
+    conversation: str
+    probabilities: dict[str, Share]
+
+
+class _Compared(_Part):
+    expert: str
+    score: Share
+    own_score: Share
+
+
+class _Line(_Part):
+    """What the comparison reads of a line."""
+
+    decision_id: str
+    router_version: str
+    expert: str
+    ratings: dict[str, Share] | None = None
+    exploration: _Exploration | None = None
+    shadow: _Shadow | None = None
+    compared: _Compared | None = None
 
 
 def lines_of(found: Comparison) -> list[str]:

@@ -20,7 +20,7 @@ from coe_server.config.types import ServedName, clean_secret
 from coe_server.errors import ConfigError
 from coe_server.routing.manifest import CostUnit
 from coe_server.routing.probes import Probe
-from router_training.expert_settings import ExpertSettings, Positive, on_their_bases
+from router_training.expert_settings import Cost, ExpertSettings, Positive, on_their_bases
 from router_training.measured_costs import with_measured_cost_factors
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
@@ -29,6 +29,7 @@ Read = TypeVar("Read", bound=BaseModel)
 
 DEFAULT_LABEL = "category"
 MOST_RESAMPLES = 100_000  # these take minutes on a few thousand prompts; more do not change a bootstrap's intervals
+LARGEST_SEED = 2**32 - 1  # that scikit-learn takes
 COST_UNITS: tuple[CostUnit, ...] = get_args(CostUnit)
 
 
@@ -46,8 +47,8 @@ class DataSettings(_Settings):
 
 
 class ObjectiveSettings(_Settings):
-    active_params_b: Positive | None = None
-    price_per_million_tokens: Positive | None = None
+    active_params_b: Cost | None = None
+    price_per_million_tokens: Cost | None = None
 
 
 class FeatureSettings(_Settings):
@@ -90,7 +91,7 @@ class FeatureSettings(_Settings):
 
 class ClassifierSettings(_Settings):
     kind: Literal["logistic", "svm", "knn", "mlp", "auto"] = "logistic"
-    inverse_regularisation: Positive = 10.0
+    inverse_regularisation: Annotated[float, Field(ge=1e-6, le=1e6)] = 10.0
     max_iterations: Annotated[int, Field(ge=1)] = 100
     neighbours: Annotated[int, Field(ge=1)] = 15
     prototypes: Annotated[int, Field(ge=1, le=100_000)] = 10_000
@@ -116,7 +117,7 @@ class GateSettings(_Settings):
 class MappingSettings(_Settings):
     mode: Literal["soft", "hard"] = "soft"
     shrinkage_prompts: Annotated[float, Field(ge=0.0)] = 2.0
-    hosted_params_b: Positive | None = None
+    hosted_params_b: Cost | None = None
     max_experts: Annotated[int, Field(ge=1)] | None = None
     scores: Literal["mean", "lower_bound"] = "mean"
     z: Annotated[float, Field(ge=0.0, le=10.0)] = 1.0
@@ -149,7 +150,7 @@ class TrainingConfig(_Settings):
     shipping: ShippingSettings = ShippingSettings()
     report: ReportSettings = ReportSettings()
     probes: ProbeSettings = ProbeSettings()
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)] = 0
 
     @property
     def expert_names(self) -> tuple[str, ...]:

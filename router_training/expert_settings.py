@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from coe_server.config.types import Modality, ServedName, contradiction
 
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+LARGEST_COST = 1e9  # billions of parameters, or a price: sums over all prompts stay finite
+Cost = Annotated[float, Field(gt=0.0, le=LARGEST_COST, allow_inf_nan=False)]
 _COSTS = ("active_params_b", "total_params_b", "price_per_million_tokens")
 _SHARED = ("context_tokens", "vision", "modalities", "tools")
 
@@ -19,10 +21,10 @@ class ExpertSettings(BaseModel):
 
     name: ServedName
     of: ServedName | None = None
-    cost_factor: Positive | None = None
-    active_params_b: Positive | None = None
-    total_params_b: Positive | None = None
-    price_per_million_tokens: Positive | None = None
+    cost_factor: Cost | None = None
+    active_params_b: Cost | None = None
+    total_params_b: Cost | None = None
+    price_per_million_tokens: Cost | None = None
     context_tokens: Annotated[int, Field(gt=0)] | None = None
     vision: bool | None = None
     modalities: list[Modality] | None = None

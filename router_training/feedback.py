@@ -38,9 +38,11 @@ import numpy.typing as npt
 from coe_server.errors import DatasetError
 from coe_server.routing.artifact import Artifact
 from coe_server.routing.manifest import Manifest, ScoreEntry
-from router_training.data.rows import read_rows
+from router_training.data.rows import read_rows, shown_value
 
 Vector = npt.NDArray[np.float64]
+
+LARGEST = 1e300  # number in a file: beyond it some have no float
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +66,14 @@ def with_feedback(artifact: Artifact, path: Path) -> Rated:
     used = int((~np.isnan(ratings.scores)).sum())
     given = sum(_is_rated(row) for _, row in rows)
     if used == 0:
-        raise DatasetError(f"{path}: none of its {given} ratings has an expert and the categories of this artifact")
+        raise DatasetError(f"{path}: {_no_rating_fits(given)}")
     return Rated(replace(artifact, manifest=_moved(manifest, shifted(_prior(manifest), ratings))), used, given)
+
+
+def _no_rating_fits(given: int) -> str:
+    if given == 0:
+        return "has no ratings: no line has a score"
+    return f"none of its {given} ratings has an expert and the categories of this artifact"
 
 
 def _of(manifest: Manifest, row: Mapping[str, Any]) -> bool:
@@ -74,7 +82,7 @@ def _of(manifest: Manifest, row: Mapping[str, Any]) -> bool:
     return (
         isinstance(probabilities, dict)
         and set(probabilities) == set(manifest.categories)
-        and row.get("expert") in {expert.name for expert in manifest.experts}
+        and row.get("expert") in [expert.name for expert in manifest.experts]
     )
 
 
@@ -84,7 +92,7 @@ def _ratings(path: Path, rows: Sequence[tuple[int, Mapping[str, Any]]], manifest
         probabilities=np.array(
             [[_share(path, n, row["probabilities"][name]) for name in manifest.categories] for n, row in rows]
         ).reshape(len(rows), len(manifest.categories)),
-        inside=np.array([bool(row.get("inside", True)) for _, row in rows], dtype=np.bool_),
+        inside=np.array([_inside(path, n, row.get("inside", True)) for n, row in rows], dtype=np.bool_),
         experts=np.array([names.index(row["expert"]) for _, row in rows], dtype=np.int64),
         expected=np.clip([_number(path, n, row.get("expected_score")) for n, row in rows], 0.0, 1.0),
         scores=np.array([_share(path, n, row["score"]) if _is_rated(row) else np.nan for n, row in rows]),
@@ -99,15 +107,21 @@ def _is_rated(row: Mapping[str, Any]) -> bool:
 def _share(path: Path, number: int, value: object) -> float:
     amount = _number(path, number, value)
     if not 0.0 <= amount <= 1.0:
-        raise DatasetError(f"{path}, row {number}: {value!r} is not in [0, 1]")
+        raise DatasetError(f"{path}, row {number}: {shown_value(value)} is not in [0, 1]")
     return amount
 
 
 def _number(path: Path, number: int, value: object) -> float:
     """An expected score. Earlier versions wrote values slightly outside [0, 1]; they are clipped."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise DatasetError(f"{path}, row {number}: {value!r} is not a number")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:
+        raise DatasetError(f"{path}, row {number}: {shown_value(value)} is not a number")
     return float(value)
+
+
+def _inside(path: Path, number: int, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise DatasetError(f"{path}, row {number}: inside must be true or false, not {shown_value(value)}")
+    return value
 
 
 def _prior(manifest: Manifest) -> Prior:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from coe_server.config.types import require_served_name
 from coe_server.errors import ConfigError
 from coe_server.routing.manifest import ExpertEntry
 from router_training.assignment.objectives import Limits
+from router_training.expert_settings import LARGEST_COST
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +37,21 @@ def read_map_options(
     feedback: Path | None = None,
 ) -> MapOptions:
     """Raises ConfigError naming the word that cannot be read."""
-    named = {budget_name(amount): _positive("--budget", str(amount)) for amount in budgets}
+    if bool(prompts) != bool(outcomes):
+        raise ConfigError("--prompts and --outcomes belong together: give both or neither")
+    named: dict[str, float] = {}
+    for name, amount in _budgets(budgets, objectives):
+        if named.setdefault(name, amount) != amount:
+            raise ConfigError(f"objective {name} is given two budgets, {named[name]!r} and {amount!r}")
+    return MapOptions(named, limits, [_expert(text) for text in experts], prompts, outcomes, feedback)
+
+
+def _budgets(budgets: Sequence[float], objectives: Sequence[str]) -> Iterator[tuple[str, float]]:
+    for budget in budgets:
+        yield budget_name(budget), _positive("--budget", str(budget))
     for text in objectives:
         name, amount = _named_pair("--objective", text)
-        named[name] = _positive("--objective", amount)
-    return MapOptions(named, limits, [_expert(text) for text in experts], prompts, outcomes, feedback)
+        yield name, _positive("--objective", amount)
 
 
 def read_limits(
@@ -58,6 +69,8 @@ def read_limits(
             raise ConfigError(
                 f"--pin: {category!r} is pinned to {pinned[category]!r} and to {expert!r}; name one expert"
             )
+    if hosted_params_b is not None:
+        _positive("--hosted-budget", str(hosted_params_b))
     return Limits(hosted_params_b, max_experts, pinned, banned)
 
 
@@ -104,6 +117,6 @@ def _positive(option: str, text: str) -> float:
         amount = float(text)
     except ValueError as error:
         raise ConfigError(f"{option}: {text!r} is not a number") from error
-    if not 0.0 < amount < float("inf"):
-        raise ConfigError(f"{option}: {text} is not above 0")
+    if not 0.0 < amount <= LARGEST_COST:
+        raise ConfigError(f"{option}: {text} is not above 0, or is above {LARGEST_COST:g}")
     return amount

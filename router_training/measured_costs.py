@@ -8,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+MOST_TOKENS = 1e9  # of an answer
+
 
 def measured_cost_factors(raw: Mapping[str, Any], folder: Path) -> dict[str, float]:
     """Preset -> its tokens as a multiple of its base's, for presets without a `cost_factor` in a raw training config.
@@ -30,37 +32,52 @@ def with_measured_cost_factors(raw: Mapping[str, Any], folder: Path) -> dict[str
     factors = measured_cost_factors(raw, folder)
     if not factors:
         return dict(raw)
-    experts = [
-        {**one, "cost_factor": factors[one["name"]]} if one.get("name") in factors else one for one in raw["experts"]
-    ]
-    return {**raw, "experts": experts}
+    return {**raw, "experts": [_with_factor(one, factors) for one in raw["experts"]]}
 
 
-def _factor(own: Mapping[str, int], base: Mapping[str, int]) -> float | None:
+def _with_factor(expert: object, factors: Mapping[str, float]) -> object:
+    """Anything but an expert stays: it is refused when the config is checked."""
+    factor = factors.get(str(expert.get("name"))) if isinstance(expert, dict) else None
+    return expert if factor is None else {**expert, "cost_factor": factor}  # type: ignore[dict-item]  # it is a dict
+
+
+def _factor(own: Mapping[str, float], base: Mapping[str, float]) -> float | None:
     both = own.keys() & base.keys()
     below = sum(base[prompt] for prompt in both)
     return sum(own[prompt] for prompt in both) / below if below else None
 
 
-def _tokens(raw: Mapping[str, Any], folder: Path, experts: set[str]) -> dict[str, dict[str, int]]:
+def _tokens(raw: Mapping[str, Any], folder: Path, experts: set[str]) -> dict[str, dict[str, float]]:
     """Expert -> prompt -> output tokens."""
     data = raw.get("data")
     paths = data.get("outcomes") if isinstance(data, dict) else None
-    found: dict[str, dict[str, int]] = {}
+    found: dict[str, dict[str, float]] = {}
     for path in paths if isinstance(paths, list) else [paths]:
-        for row in _rows(folder / path) if isinstance(path, str) else ():
-            expert, tokens = row.get("expert"), row.get("output_tokens")
-            if expert in experts and isinstance(tokens, int) and tokens > 0:
-                found.setdefault(expert, {})[str(row.get("prompt_id"))] = tokens
+        for expert, prompt, tokens in _counted(folder / path) if isinstance(path, str) else ():
+            if expert in experts:
+                found.setdefault(expert, {})[prompt] = tokens
     return found
 
 
+def _counted(path: Path) -> Iterator[tuple[str, str, float]]:
+    """(expert, prompt, output tokens) of each outcome that has all three."""
+    for row in _rows(path):
+        prompt, tokens = row.get("prompt_id"), row.get("output_tokens")
+        if isinstance(tokens, int | float) and 0 < tokens < MOST_TOKENS:
+            if isinstance(prompt, float) and prompt.is_integer():  # as `name_in` reads it
+                prompt = int(prompt)
+            yield str(row.get("expert")), str(prompt), tokens
+
+
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    if path.suffix != ".jsonl":
+    if path.suffix == ".parquet":
         return
-    with suppress(OSError, ValueError), path.open(encoding="utf-8") as lines:
+    with (
+        suppress(OSError, ValueError, RecursionError),
+        path.open("rb") as lines,
+    ):  # json finds a byte order mark in bytes
         for line in lines:
-            row = json.loads(line) if "output_tokens" in line else None
+            row = json.loads(line) if b"output_tokens" in line else None
             if isinstance(row, dict):
                 yield row
 

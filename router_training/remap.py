@@ -33,11 +33,12 @@ from router_training.config import category_without_experts
 from router_training.data.dataset import Dataset, read_dataset
 from router_training.data.embeddings import Prepare, nothing_to_embed
 from router_training.data.provenance import ALONE
+from router_training.data.trained_on import prompts_trained_on
 from router_training.evaluation.evaluation import evaluate
 from router_training.evaluation.gains import refusal
 from router_training.evaluation.metrics import Bootstrap
-from router_training.evaluation.worth import worth_sentence
-from router_training.feedback import with_feedback
+from router_training.evaluation.summary import show_worth
+from router_training.feedback import Rated, with_feedback
 from router_training.map_options import MapOptions
 from router_training.probes import carry_over, held_out_with, with_new_experts
 from router_training.report.page import NothingToReport, write_report
@@ -60,15 +61,21 @@ def remap(folder: Path, out: Path, options: MapOptions, track: Track, prepare: P
     before = artifacts.load(folder)
     held_out = held_out_with(artifacts.read_held_out(folder), len(options.new_experts))
     dataset = _recorded(before, options, prepare)
-    learned = with_new_experts(_corrected(before, options.feedback), options.new_experts, dataset, track)
+    rated = with_feedback(before, options.feedback) if options.feedback is not None else Rated(before, 0, 0)
+    learned = with_new_experts(rated.artifact, options.new_experts, dataset, track)
     _require_known_names(learned, options.limits)
     after = _solved(learned, held_out, options, track)
-    artifacts.save(after, held_out, _evaluation_before(folder, before, after), out, partial(_finish, before=folder))
+    solved: dict[str, Any] = {"from": before.version}
+    if rated.given:
+        solved["ratings"] = {"used": rated.used, "given": rated.given}
+    earlier = _evaluation_before(folder, before, after, solved)
+    artifacts.save(after, held_out, earlier, out, partial(_finish, before=folder))
     if dataset is None or not dataset.measures.any():
         return artifacts.load(out)
     bootstrap = Bootstrap(options.resamples, before.manifest.seed)
     measured = evaluate(artifacts.load(out), dataset, bootstrap, track, prepare)
-    measured["re_solved"] = {"from": before.version, "measured": True}
+    measured["re_solved"] = {**solved, "measured": True}
+    measured["n_trained_on"] = prompts_trained_on(folder, before, dataset)
     artifacts.save(_judged(after, measured), held_out, measured, out, partial(_finish, before=folder))
     return artifacts.load(out)
 
@@ -93,11 +100,6 @@ def chosen_shares(folder: Path) -> dict[str, dict[str, float]]:
         traffic = np.bincount(chosen, grounds.weights, len(grounds.experts)) / grounds.weights.sum()
         shares[name] = dict(zip(grounds.experts, traffic.tolist(), strict=True))
     return shares
-
-
-def _corrected(before: Artifact, feedback: Path | None) -> Artifact:
-    """The artifact with scores adjusted by ratings, if there are any."""
-    return before if feedback is None else with_feedback(before, feedback).artifact
 
 
 def _recorded(before: Artifact, options: MapOptions, prepare: Prepare) -> Dataset | None:
@@ -207,10 +209,10 @@ def _judged(after: Artifact, measured: dict[str, Any]) -> Artifact:
     return replace(after, manifest=after.manifest.model_copy(update={"objectives": objectives}))
 
 
-def _evaluation_before(folder: Path, before: Artifact, after: Artifact) -> dict[str, Any]:
+def _evaluation_before(folder: Path, before: Artifact, after: Artifact, solved: Mapping[str, Any]) -> dict[str, Any]:
     """The earlier evaluation, marked as measured before the mapping changed."""
     open_ones = [name for name, entry in after.manifest.objectives.items() if not entry.measured]
-    mark = {"re_solved": {"from": before.version, "measured": False, "objectives_not_measured": open_ones}}
+    mark = {"re_solved": {**solved, "measured": False, "objectives_not_measured": open_ones}}
     return {**(artifact_checks.read_evaluation(folder, before.manifest) or {}), **mark}
 
 
@@ -229,11 +231,15 @@ NO_GAP = 1e-9  # rounding
 
 
 def print_worth(folder: Path) -> None:
-    """Print what the router is worth, where it has been measured since the mapping was solved."""
+    """Print how many ratings were used, and what the router is worth if it was measured since."""
     evaluation = artifact_checks.read_evaluation(folder, artifact_checks.read_manifest(folder)) or {}
-    measured = evaluation.get("re_solved", {"measured": True})["measured"]
-    if measured and (sentence := worth_sentence(evaluation)):
-        Console().print(sentence, markup=False, highlight=False, soft_wrap=True)
+    solved = evaluation["re_solved"]
+    if ratings := solved.get("ratings"):
+        used, given = ratings["used"], ratings["given"]
+        others = "; the others are of experts or categories that this artifact does not have" if used < given else ""
+        Console().print(f"ratings: {used} of {given} used{others}", markup=False, highlight=False, soft_wrap=True)
+    if solved["measured"]:
+        show_worth(evaluation, Console())
 
 
 def print_table(artifact: Artifact, shares: Mapping[str, Mapping[str, float]]) -> None:

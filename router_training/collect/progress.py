@@ -219,7 +219,10 @@ def show_tally(tally: Tally, out: Path, raw: Path, console: Console) -> None:
     for problem in tally.problems:
         console.print(visible(problem), style="yellow", markup=False)
     if tally.may_grow:
-        console.print("Some requests failed; run the same command again to repeat only those.", style="yellow")
+        console.print(
+            "Some requests failed or were not sent; the same command without --rescore sends only those.",
+            style="yellow",
+        )
     written = f"{len(tally.outcomes):,} outcomes -> {out}" if tally.outcomes else f"no outcomes; {out} was not written"
     console.print(f"{written}; every answer is in {raw}", markup=False)
     if tally.is_hopeless:

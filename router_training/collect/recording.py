@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 from coe_server.errors import DatasetError
 from router_training.collect.settings import Message, Target
-from router_training.data.rows import read_rows
+from router_training.data.rows import conversation_in, read_rows, text_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Question:
 
 def read_questions(paths: Sequence[Path]) -> tuple[Question, ...]:
     """All prompts of the files, in order. Raises DatasetError naming file and row."""
-    questions = tuple(_question(f"{path}, row {number}", row) for path in paths for number, row in read_rows(path))
+    questions = tuple(_question(path, number, row) for path in paths for number, row in read_rows(path))
     if not questions:
         raise DatasetError(f"{', '.join(str(path) for path in paths)}: no rows")
     seen: set[str] = set()
@@ -51,17 +51,15 @@ def read_questions(paths: Sequence[Path]) -> tuple[Question, ...]:
     return questions
 
 
-def _question(place: str, row: Mapping[str, Any]) -> Question:
-    prompt_id = row.get("prompt_id")
-    if prompt_id is None or prompt_id == "":
-        raise DatasetError(f"{place} has no 'prompt_id'")
+def _question(path: Path, number: int, row: Mapping[str, Any]) -> Question:
+    prompt_id, place = text_in(path, number, row, "prompt_id"), f"{path}, row {number}"
     messages = row.get("messages")
     if isinstance(row.get("prompt"), str):
         messages = [{"role": "user", "content": row["prompt"]}]
-    usable = isinstance(messages, list) and messages and all(isinstance(message, Mapping) for message in messages)
-    if not usable:
+    if not messages:
         raise DatasetError(f"{place} has neither a text 'prompt' nor a list of 'messages'")
-    return Question(str(prompt_id), tuple(_without_nulls(message) for message in messages), row, place)  # type: ignore[union-attr]  # `usable` is false for None
+    conversation_in(path, number, row)  # refuses what training would refuse when all has been paid for
+    return Question(prompt_id, tuple(_without_nulls(message) for message in messages), row, place)
 
 
 def _without_nulls(value: Any) -> Any:

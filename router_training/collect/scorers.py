@@ -19,6 +19,7 @@ import regex
 from coe_server.errors import ConfigError, DatasetError
 from router_training.collect.recording import Question
 from router_training.collect.settings import ChoiceSettings, ExactSettings, NumericSettings, RegexSettings
+from router_training.data.rows import as_text, is_nothing, shown_value
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,9 +173,12 @@ def comparable(text: str, ignored: Collection[str]) -> str:
 def references(question: Question, column: str) -> list[str]:
     """The references in the prompt's row: one, or a list of alternatives. Raises DatasetError without one."""
     value = question.row.get(column)
-    found = [str(one) for one in (value if isinstance(value, list) else [value]) if one is not None and one != ""]
+    given = [one for one in (value if isinstance(value, list) else [value]) if not is_nothing(one)]
+    found = [text for one in given if (text := as_text(one)).strip()]
     if not found:
         raise DatasetError(f"{question.place} has no {column!r}, the reference for answers")
+    if any(isinstance(one, list | dict) for one in given):
+        raise DatasetError(f"{question.place}: {column!r} {shown_value(value)} is neither a text nor a list of texts")
     return found
 
 

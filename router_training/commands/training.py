@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -37,8 +38,9 @@ def fit(
 ) -> None:
     """Train a router and write its artifact.
 
-    An objective is shipped if it passes two tests. Its gain on held-out prompts is certain: over the best single
-    expert or, under a budget, over a random mix of experts at the same cost. And it does no harm on groups left out.
+    An objective is shipped if it passes three tests. In cross-validation its gain is certain: over the best single
+    expert or, under a budget, over a random mix of experts at the same cost. It does no harm on groups left out. And on
+    held-out prompts it does not certainly lose.
     Where outcomes have log-probabilities, it also finds whether unsure answers should be handed over to another expert.
     Exit 0: shipped. Exit 3: no objective earned it, the artifact is in OUT.refused. Exit 2: wrong input.
 
@@ -156,7 +158,7 @@ def _report(result: FitResult) -> None:
             f" {same['across_split']} sets on both sides (details: coe-train check)"
         )
     for name, reason in result.refusals.items():
-        verdict = "shipped" if reason is None else f"not shipped: {reason}"
+        verdict = _shipped(evaluation["cross_validated"][name]) if reason is None else f"not shipped: {reason}"
         if (why := result.forced.get(name)) is not None:
             verdict = f"forced (--force), not earned: {why}"
         console.print(f"  {name}: {verdict}", markup=False)
@@ -166,3 +168,9 @@ def _report(result: FitResult) -> None:
         console.print(f"note: a {visible(failure)}", style="yellow", markup=False)
     console.print(f"artifact: {result.folder}", markup=False)
     console.print(f"report: {result.folder / REPORT}", markup=False)
+
+
+def _shipped(evidence: Mapping[str, Any]) -> str:
+    """The verdict with the gain that it rests on: the held-out prompts alone are often too few for one."""
+    low, high = (100 * bound for bound in evidence["gain_ci95"])
+    return f"shipped: cross-validated {100 * evidence['gain']:+.2f} points ({low:+.2f} to {high:+.2f})"

@@ -50,6 +50,8 @@ def _require_prompts(sides: Split, config: TrainingConfig) -> None:
     """
     share, training = config.data.held_out_share, sides.training
     prompts = len(training) + len(sides.held_out)
+    if training.silent.all() and sides.held_out.silent.all():
+        raise DatasetError(f"none of the {prompts} prompts has text of a user, which routing reads")
     for name, part in (("train on", training), ("measure by", sides.held_out)):
         if not len(part):
             raise DatasetError(

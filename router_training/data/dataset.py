@@ -29,6 +29,7 @@ from router_training.data.rows import (
     shown_value,
     text_in,
     weight_in,
+    writer_in,
 )
 
 Ints = npt.NDArray[np.int64]
@@ -45,7 +46,7 @@ class Dataset:
     `labels` [n] index `categories`, -1 where there is none; `scores` [n, experts] in [0, 1], NaN where missing;
     `groups` [n], "" where there is none; `weights` [n], 1 unless given. Near-duplicates have the same number in
     `copies` [n] after the search for them; before it each prompt has its own. `unscored` is the number of outcomes read
-    without a score; subsets of rows do not keep it.
+    without a score, `foreign` that of outcomes of other prompts; subsets of rows do not keep them.
     """
 
     prompt_ids: tuple[str, ...]
@@ -58,6 +59,7 @@ class Dataset:
     scores: Vector
     copies: Ints
     unscored: int = 0
+    foreign: int = 0
     origin: Provenance | None = None  # None: all prompts are users', none is scored by agreement
     said: FirstTokens | None = None  # None: no lengths and no log-probabilities of answers
 
@@ -68,6 +70,11 @@ class Dataset:
     def has_all_outcomes(self) -> npt.NDArray[np.bool_]:
         """[n]: True for prompts with an outcome from every expert."""
         return np.asarray(~np.isnan(self.scores).any(axis=1))
+
+    @property
+    def silent(self) -> npt.NDArray[np.bool_]:
+        """[n]: True for prompts without text of a user."""
+        return np.array([not any(turn.text.strip() for turn in talk.turns) for talk in self.conversations])
 
     @property
     def provenance(self) -> Provenance:
@@ -139,8 +146,9 @@ def read_dataset(
         scores=recorded.scores,
         copies=np.arange(len(ids)),
         unscored=int((recorded.null & np.isnan(recorded.scores)).sum()),
+        foreign=len(recorded.foreign),
         origin=Provenance(
-            np.array([name_in(path, number, row, "synthetic") or "" for path, number, row in rows]),
+            np.array([writer_in(path, number, row) for path, number, row in rows]),
             np.array(recorded.weak),
             recorded.faults,
         ),
@@ -175,7 +183,7 @@ def read_prompts(paths: Sequence[Path], label: str = "category") -> list[Prompt]
 class _Recorded:
     """`scores` [prompts, experts], NaN where missing; `null`: without a score; `weak` [prompts]: the kind.
 
-    `faults`: expert -> kind -> answers with score 0.
+    `faults`: expert -> kind -> answers with score 0. `foreign`: the prompt_id of each outcome of another prompt.
     """
 
     scores: Vector
@@ -183,14 +191,15 @@ class _Recorded:
     weak: list[str]
     faults: dict[str, Counter[str]]
     said: FirstTokens
+    foreign: list[str]
 
     def note(self, path: Path, number: int, row: Row, position: int, expert: str) -> None:
         """Record the score, who gave it, what is wrong with the answer besides its content, and what its tokens say."""
         column = list(self.faults).index(expert)
         self.scores[position, column] = number_in(path, number, row, "score", 1.0)
-        if (kind := row.get("scored_by")) in WEAK:
+        if (kind := name_in(path, number, row, "scored_by")) in WEAK:
             self.weak[position] = str(kind)
-        if row["score"] == 0 and (fault := row.get("fault")) in FAULTS:
+        if (fault := name_in(path, number, row, "fault")) in FAULTS and row["score"] == 0:
             self.faults[expert][str(fault)] += 1
         if (wrong := self.said.note(position, column, row)) is not None:
             raise DatasetError(f"{path}, row {number}: {wrong} must be a number up to 0, not {shown_value(row[wrong])}")
@@ -206,6 +215,7 @@ def _read_scores(outcomes: Sequence[Path], ids: Sequence[str], experts: Sequence
         [""] * len(ids),
         {name: Counter() for name in experts},
         FirstTokens.empty(*scores.shape),
+        [],
     )
     for path in outcomes:
         for number, row in read_rows(path, OUTCOME_COLUMNS):
@@ -214,9 +224,10 @@ def _read_scores(outcomes: Sequence[Path], ids: Sequence[str], experts: Sequence
                 raise DatasetError(
                     f"{path}, row {number}: unknown expert {shown_value(row['expert'])} (known: {', '.join(experts)})"
                 )
-            position = row_of.get(text_in(path, number, row, "prompt_id"))
+            position = row_of.get(asked := text_in(path, number, row, "prompt_id"))
             if position is None:
-                continue  # an outcome file may cover more prompts than this run uses
+                recorded.foreign.append(asked)  # an outcome file may cover more prompts than this run uses
+                continue
             if "score" in row and is_nothing(row["score"]):
                 recorded.null[position, column] = True
                 continue
@@ -227,14 +238,18 @@ def _read_scores(outcomes: Sequence[Path], ids: Sequence[str], experts: Sequence
                 )
             recorded.note(path, number, row, position, experts[column])
     if np.isnan(scores).all():
-        raise DatasetError(f"{_names(outcomes)}: {_nothing_recorded(len(ids), int(recorded.null.sum()))}")
+        raise DatasetError(f"{_names(outcomes)}: {_nothing_recorded(ids, recorded)}")
     return recorded
 
 
-def _nothing_recorded(prompts: int, null: int) -> str:
-    if null:
-        return f"no outcome of the {prompts} prompts has a score: {null} {'is' if null == 1 else 'are'} null"
-    return f"no outcome belongs to any of the {prompts} prompts"
+def _nothing_recorded(ids: Sequence[str], recorded: _Recorded) -> str:
+    if null := int(recorded.null.sum()):
+        return f"no outcome of the {len(ids)} prompts has a score: {null} {'is' if null == 1 else 'are'} null"
+    which = ""
+    if recorded.foreign:
+        theirs, ours = shown_value(recorded.foreign[0]), shown_value(ids[0])
+        which = f": the first prompt_id is {theirs} here and {ours} in the prompts"
+    return f"no outcome belongs to any of the {len(ids)} prompts{which}"
 
 
 def named_prompts(ids: Sequence[str]) -> str:

@@ -42,7 +42,7 @@ class DataReport:
 
     `zeros`: expert -> outcomes with score 0, of which `faults` are for another reason than the content.
 
-    `silent` prompts have no user text; `unscored` outcomes have no score.
+    `silent` prompts have no user text; `unscored` outcomes have no score, `foreign` ones are of other prompts.
     """
 
     prompts: int
@@ -51,6 +51,7 @@ class DataReport:
     unlabelled: int
     silent: int
     unscored: int
+    foreign: int
     training: int
     held_out: int
     categories: dict[str, int]
@@ -76,8 +77,9 @@ def check(dataset: Dataset, sides: Split, folds: int) -> DataReport:
         conversations=sum(len(conversation.turns) > 1 for conversation in dataset.conversations),
         complete=int(dataset.has_all_outcomes.sum()),
         unlabelled=int((dataset.labels < 0).sum()),
-        silent=sum(not any(turn.text.strip() for turn in talk.turns) for talk in dataset.conversations),
+        silent=int(dataset.silent.sum()),
         unscored=dataset.unscored,
+        foreign=dataset.foreign,
         training=len(sides.training),
         held_out=len(sides.held_out),
         categories=dict(Counter(labels).most_common()),
@@ -155,6 +157,7 @@ def _warnings(report: DataReport, folds: int) -> list[str]:
         (report.unlabelled, "prompt has", "prompts have", "no category"),
         (report.silent, "prompt has", "prompts have", "no text of a user"),
         (report.unscored, "outcome has", "outcomes have", "no score (null or NaN): it counts as missing"),
+        (report.foreign, "outcome is", "outcomes are", "of prompts that are not in data.prompts: left out"),
         (incomplete, "prompt lacks", "prompts lack", unjudged),
     )
     found = [" ".join((str(count), one if count == 1 else many, *rest)) for count, one, many, *rest in counted if count]

@@ -31,7 +31,7 @@ def read_rows(path: Path, columns: Collection[str] | None = None) -> Iterable[tu
     Raises DatasetError naming file and row.
     """
     if not path.is_file():
-        raise DatasetError(f"{path}: no such file")
+        raise DatasetError(f"{path}: no such file" if not path.exists() else f"{path} is not a file")
     if path.suffix == ".parquet":
         return enumerate(_parquet_rows(path, columns), start=1)
     return _json_rows(path)
@@ -82,9 +82,15 @@ def conversation_in(path: Path, number: int, row: Row) -> Conversation:
     if not isinstance(row.get("messages"), list):
         raise DatasetError(f"{path}, row {number} has neither a text 'prompt' nor a list of 'messages'")
     try:
-        return read_messages(row["messages"])
+        conversation = read_messages(row["messages"])
     except RequestError as error:
         raise DatasetError(f"{path}, row {number}: {error}") from error
+    for position, message in enumerate(row["messages"]):
+        if not isinstance(message.get("role"), str):
+            raise DatasetError(
+                f"{path}, row {number}: messages[{position}] has no 'role'; expected objects with 'role' and 'content'"
+            )
+    return conversation
 
 
 def text_in(path: Path, number: int, row: Row, column: str) -> str:
@@ -101,7 +107,18 @@ def name_in(path: Path, number: int, row: Row, column: str) -> str | None:
         return None
     if not isinstance(value, str | int | float):
         raise DatasetError(f"{path}, row {number}: {column} {shown_value(value)} is not a text")
-    return str(value)
+    return as_text(value)
+
+
+def as_text(value: object) -> str:
+    """A text as it is, 7.0 as "7": tables write whole numbers so where the column has a missing value."""
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
+
+
+def writer_in(path: Path, number: int, row: Row) -> str:
+    """The expert that wrote the prompt; "" for a prompt of users, also where the column says false."""
+    said = name_in(path, number, row, "synthetic")
+    return "" if said is None or row["synthetic"] in (False,) else said
 
 
 def category_in(path: Path, number: int, row: Row, column: str) -> str | None:

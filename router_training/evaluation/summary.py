@@ -13,6 +13,18 @@ from router_training.evaluation.worth import worth_sentence
 
 def show_evaluation(evaluation: dict[str, Any], console: Console) -> None:
     """Print the main figures of `evaluate`; scores in points."""
+    show_worth(evaluation, console)
+    skipped = evaluation["n_incomplete"]
+    without = f" ({skipped} without an outcome from every expert left out)" if skipped else ""
+    console.print(f"{evaluation['n_prompts']} prompts{without}", markup=False, highlight=False)
+    console.print(_experts(evaluation))
+    console.print(_objectives(evaluation))
+    for line in _sentences(evaluation):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def show_worth(evaluation: dict[str, Any], console: Console) -> None:
+    """Print what the router is worth in one sentence, after a warning where it was trained on the prompts."""
     if known := evaluation.get("n_trained_on"):
         console.print(
             f"warning: the router was trained on {known} of the {evaluation['n_prompts'] + evaluation['n_incomplete']}"
@@ -23,13 +35,6 @@ def show_evaluation(evaluation: dict[str, Any], console: Console) -> None:
         )
     if sentence := worth_sentence(evaluation):
         console.print(sentence, markup=False, highlight=False, soft_wrap=True)
-    skipped = evaluation["n_incomplete"]
-    without = f" ({skipped} without an outcome from every expert left out)" if skipped else ""
-    console.print(f"{evaluation['n_prompts']} prompts{without}", markup=False, highlight=False)
-    console.print(_experts(evaluation))
-    console.print(_objectives(evaluation))
-    for line in _sentences(evaluation):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _experts(evaluation: dict[str, Any]) -> Table:

@@ -465,6 +465,9 @@ def test_the_command_shows_scores_failures_and_where_everything_is(tmp_path: Pat
         ({"prompt_id": "x", "prompt": "q"}, "row 2 has no 'answer'"),
         ({"prompt": "q", "answer": "a"}, "row 2 has no 'prompt_id'"),
         ({"prompt_id": "x", "answer": "a"}, "row 2 has neither"),
+        ({"prompt_id": ["x"], "prompt": "q", "answer": "a"}, "row 2: prompt_id ['x'] is not a text"),
+        ({"prompt_id": "x", "answer": "a", "messages": [{"from": "human", "value": "q"}]}, "messages[0] has no 'role'"),
+        ({"prompt_id": "x", "answer": "a", "messages": [{"role": "user", "content": 5}]}, "row 2: messages[0].content"),
         ({"prompt_id": "p0", "prompt": "q", "answer": "a"}, "'p0' occurs twice"),
     ],
 )

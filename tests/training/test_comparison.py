@@ -104,3 +104,35 @@ def test_the_command_prints_and_writes_the_same(tmp_path: Path) -> None:
 def test_another_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="coe journal export"):
         compare(written(tmp_path, [{"shadow": {"expert": "x"}, "expert": "y"}]))
+
+
+DRAW = drawn(1, "big", 1.0)["exploration"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"shadow": {}}, "shadow.expert: is missing"),
+        ({"expert": None}, "expert: must be a string"),
+        ({"decision_id": [1]}, "decision_id: must be a string"),
+        ({"ratings": [1]}, "ratings: "),
+        ({"ratings": {"score": float("nan")}}, "ratings.score: "),
+        ({"ratings": {"score": float("inf")}}, "ratings.score: "),
+        ({"ratings": {"score": 7}}, "ratings.score: must be at most 1, not 7"),
+        ({"ratings": {"score": 10**400}}, "ratings.score: "),
+        ({"ratings": {"score": None}}, "ratings.score: "),
+        ({"exploration": "x"}, "exploration: "),
+        ({"exploration": {**DRAW, "probabilities": [1]}}, "exploration.probabilities: "),
+        ({"exploration": {**DRAW, "probabilities": {"big": "0.5"}}}, "exploration.probabilities.big: "),
+        ({"exploration": {**DRAW, "conversation": [1]}}, "exploration.conversation: "),
+        ({"compared": {"expert": "small"}}, "compared.score: is missing"),
+    ],
+)
+def test_a_line_that_no_export_writes_is_refused_by_its_row(
+    tmp_path: Path, changes: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(
+        DatasetError, match=r"feedback.jsonl, row 2: .*feedback.jsonl of `coe journal export`"
+    ) as caught:
+        compare(written(tmp_path, [row(1), row(2) | changes]))
+    assert sentence in str(caught.value)

@@ -112,6 +112,15 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
         ({"classifier": {"folds": 1}}, "classifier.folds: must be at least 2, not 1"),
         ({"mapping": {"mode": "medium"}}, "mapping.mode: 'medium' is not one of 'soft' or 'hard'"),
         ({"mapping": {"pins": {"c": "zed"}}}, "'zed', which is not an expert"),
+        ({"seed": 2**32}, "seed: must be at most 4294967295, not 4294967296"),
+        (
+            {"classifier": {"inverse_regularisation": 5e-324}},
+            "inverse_regularisation: must be at least 0.000001, not",
+        ),
+        (
+            {"experts": [{"name": "a", "active_params_b": 1e308}]},
+            r"experts.a.active_params_b: must be at most 1000000000(\.0)?, not 1e\+308",
+        ),
         (
             {"objectives": {"cheap": {"active_params_b": -1}}},
             "objectives.cheap.active_params_b: must be greater than 0, not -1",
@@ -232,6 +241,27 @@ def test_a_presets_factor_is_measured_from_its_outcomes_unless_it_is_given(tmp_p
     config = read_config(written(tmp_path, {**LEAST, "experts": [QWEN, thinker, given, unrecorded]}))
     assert config.costs("active_params_b") == [8.0, 8.0 * 2.5, 24.0, 8.0]
     assert measured_cost_factors({**LEAST, "experts": [QWEN, thinker, given]}, tmp_path) == {"thinker": 2.5}
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "ndjson"])
+def test_a_presets_factor_is_measured_in_outcomes_of_other_programs(tmp_path: Path, ending: str) -> None:
+    """A byte order mark, another ending, counts with a decimal point, ids that are numbers."""
+    rows = [
+        {"prompt_id": 1, "expert": "qwen3", "output_tokens": 10.0},
+        {"prompt_id": 1, "expert": "thinker", "output_tokens": 40.0},
+    ]
+    path = tmp_path / f"o.{ending}"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8-sig")
+    raw = {"data": {"outcomes": [path.name]}, "experts": [QWEN, {"name": "thinker", "of": "qwen3"}]}
+    assert measured_cost_factors(raw, tmp_path) == {"thinker": 4.0}
+
+
+def test_what_is_no_expert_is_refused_also_where_a_factor_is_measured(tmp_path: Path) -> None:
+    (tmp_path / "o.jsonl").write_text(outcome("1", "qwen3", 10) + outcome("1", "thinker", 40) + "[" * 100_000)
+    for wrong in (5, {"name": ["x"]}):
+        experts = [QWEN, {"name": "thinker", "of": "qwen3"}, wrong]
+        with pytest.raises(ConfigError, match="experts"):
+            read_config(written(tmp_path, {**LEAST, "experts": experts}))
 
 
 @pytest.mark.parametrize(

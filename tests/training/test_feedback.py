@@ -12,6 +12,7 @@ import yaml
 from typer.testing import CliRunner
 
 from coe_server.cli import app as coe
+from coe_server.errors import DatasetError
 from coe_server.http.traffic import Traffic, reference_of
 from coe_server.journal.entries import Entry, Feedback
 from coe_server.journal.store import Store
@@ -102,6 +103,41 @@ def test_a_rating_that_is_no_share_is_refused_by_its_row(trained: Path, tmp_path
     result = runner.invoke(coe_train, words)
     assert result.exit_code == 2
     assert "row 1: 5 is not in [0, 1]" in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"expert": ["fr"]}, "none of its 1 ratings has an expert"),
+        ({"score": 10**400}, "row 1: 1000"),
+        ({"expected_score": -(10**400)}, "row 1: -1000"),
+        ({"expected_score": float("inf")}, "row 1: inf is not a number"),
+        ({"inside": "false"}, "row 1: inside must be true or false, not 'false'"),
+        ({"score": None}, "has no ratings: no line has a score"),
+    ],
+)
+def test_a_line_that_no_export_writes_is_refused(
+    trained: Path, tmp_path: Path, changes: dict[str, Any], sentence: str
+) -> None:
+    (tmp_path / "f.jsonl").write_text(json.dumps({**rating(trained), **changes}) + "\n")
+    with pytest.raises(DatasetError) as caught:
+        with_feedback(artifacts.load(trained), tmp_path / "f.jsonl")
+    assert sentence in str(caught.value)
+
+
+def test_map_says_how_many_ratings_it_used(trained: Path, tmp_path: Path) -> None:
+    lines = [rating(trained), *[{**rating(trained), "expert": "gone"}] * 9]
+    (tmp_path / "f.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    words = ["map", str(trained), "--feedback", str(tmp_path / "f.jsonl"), "--out", str(tmp_path / "new")]
+    result = runner.invoke(coe_train, words)
+    assert result.exit_code == 0, result.output
+    assert "ratings: 1 of 10 used; the others are of experts or categories" in result.output
+
+
+def rating(trained: Path) -> dict[str, Any]:
+    categories = artifacts.load(trained).manifest.categories
+    line = {"expert": "fr", "inside": True, "expected_score": 0.5, "score": 1.0}
+    return {**line, "probabilities": dict.fromkeys(categories, 1 / len(categories))}
 
 
 def test_an_expected_score_a_hair_over_1_and_a_rating_of_nothing_are_read(trained: Path, tmp_path: Path) -> None:

@@ -214,6 +214,13 @@ def test_pins_bans_and_a_cap_on_experts_hold(tmp_path: Path) -> None:
         assert router.route(Conversation.of_prompt(row["prompt"]), RouteOptions(), nearby).expert in entry.experts
 
 
+def test_what_is_shipped_is_printed_with_the_gain_that_it_rests_on(tmp_path: Path) -> None:
+    result = runner.invoke(app, ["fit", str(write_run(tmp_path)), "--out", str(tmp_path / "router")])
+    evaluation = json.loads((tmp_path / "router" / "evaluation.json").read_text())
+    gain = 100 * evaluation["cross_validated"]["quality"]["gain"]
+    assert f"quality: shipped: cross-validated {gain:+.2f} points (+" in result.output
+
+
 def test_experts_that_do_not_differ_earn_no_router(tmp_path: Path) -> None:
     """Exit 3, the artifact set aside and its objectives refused by the server; --force ships it all the same."""
     path = write_run(tmp_path)

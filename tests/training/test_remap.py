@@ -225,9 +225,31 @@ def test_what_cannot_be_is_said_in_a_sentence(
 
 
 @pytest.mark.parametrize(
-    "word", ["--expert=x=1", "--expert=a b=1,1", "--pin=french", "--objective=a=b", "--objective=a b=3", "--budget=-3"]
+    "word",
+    [
+        *("--expert=x=1", "--expert=a b=1,1", "--expert=x=1e308,1", "--pin=french"),
+        *("--objective=a=b", "--objective=a b=3", "--budget=-3"),
+        *("--hosted-budget=-1", "--hosted-budget=0", "--hosted-budget=nan", "--prompts=p.jsonl", "--outcomes=o.jsonl"),
+    ],
 )
 def test_words_that_cannot_be_read_are_named(trained: Path, tmp_path: Path, word: str) -> None:
     result = runner.invoke(app, ["map", str(trained), "--out", str(tmp_path / "new"), word])
     assert result.exit_code == 2
     assert word.partition("=")[0] in result.output
+
+
+def test_one_objective_has_one_budget(trained: Path, tmp_path: Path) -> None:
+    words = ["map", str(trained), "--out", str(tmp_path / "new"), "--objective", "x=8", "--objective", "x=9"]
+    result = runner.invoke(app, words)
+    assert (result.exit_code, "objective x is given two budgets, 8.0 and 9.0" in result.output) == (2, True)
+
+
+def test_a_gain_on_prompts_that_the_router_was_trained_on_is_shown_with_a_warning(
+    trained: Path, tmp_path: Path
+) -> None:
+    rows = [*prompts(), *prompts(20, seed=7)]
+    files = [write_jsonl(tmp_path / "p.jsonl", rows), write_jsonl(tmp_path / "o.jsonl", outcomes(rows))]
+    words = ["map", str(trained), "--out", str(tmp_path / "new"), "--prompts", str(files[0])]
+    result = runner.invoke(app, [*words, "--outcomes", str(files[1])])
+    assert result.exit_code == 0, result.output
+    assert "warning: the router was trained on 240 of the 320 prompts" in result.output

@@ -88,8 +88,8 @@ class LeftOut:
         found = []
         for one, other in self.same:
             first, second = self.routes[self.labels[one]], self.routes[self.labels[other]]
-            whose = f"of route {first}" if first == second else f"of routes {first} and {second}, which overlap"
-            found.append(f"two examples {whose}, are nearly the same: {self.texts[one]!r} and {self.texts[other]!r}")
+            whose = f"of route {first}" if first == second else f"of routes {first} and {second}, which overlap,"
+            found.append(f"two examples {whose} are nearly the same: {self.texts[one]!r} and {self.texts[other]!r}")
         return found
 
 

@@ -21,9 +21,10 @@ from tests.training.recorded import SIZES, write_jsonl, write_run
 
 
 def run(*words: str | Path) -> tuple[int, str]:
+    """The exit code, and what a refusal says after the program's name."""
     done = CliRunner().invoke(app, [str(word) for word in words])
     assert done.exception is None or isinstance(done.exception, SystemExit)
-    return done.exit_code, done.stderr
+    return done.exit_code, done.stderr.removeprefix("coe-train: ")
 
 
 def data(**changes: Any) -> dict[str, Any]:
@@ -144,6 +145,26 @@ def test_check_counts_outcomes_without_a_score_and_takes_any_name(tmp_path: Path
     assert done.exit_code == 0, done.output
     assert "note: 4 outcomes have no score (null or NaN): it counts as missing" in done.stdout
     assert all(name in done.stdout for name in ("[/red]", ":warning:", r"\x1b[31m\n?", "a" * 200))
+
+
+def test_check_counts_outcomes_of_prompts_that_are_not_there(tmp_path: Path) -> None:
+    config = write_run(tmp_path)
+    with (tmp_path / "outcomes.jsonl").open("a") as file:
+        file.write(json.dumps({"prompt_id": "french-0-1 ", "expert": "fr", "score": 1}) + "\n")
+    done = CliRunner().invoke(app, ["check", str(config)], env={"COLUMNS": "300"})
+    assert "note: 1 outcome is of prompts that are not in data.prompts: left out" in done.stdout
+
+
+def test_prompts_without_any_text_of_a_user_are_refused(tmp_path: Path) -> None:
+    config = recorded_anew(
+        tmp_path,
+        "prompts.jsonl",
+        lambda row: {**row, "prompt": None, "messages": [{"role": "human", "content": row["prompt"]}]},
+    )
+    for words in (("check", config), ("fit", config, "--out", tmp_path / "router")):
+        status, told = run(*words)
+        assert status == 2
+        assert "none of the 240 prompts has text of a user, which routing reads" in told
 
 
 def test_near_duplicates_that_leave_a_side_empty_are_told(tmp_path: Path) -> None:

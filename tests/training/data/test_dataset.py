@@ -94,6 +94,14 @@ def test_a_prompt_without_a_category_or_weight_is_welcome(tmp_path: Path) -> Non
         ([{**ROW, "category": ["a", "b"]}], [OUTCOME], r"row 1: category \['a', 'b'\] is not a text"),
         ([{**ROW, "group": {"a": 1}}], [OUTCOME], "row 1: group"),
         ([{"prompt_id": "a", "messages": [{"content": 5}]}], [OUTCOME], r"row 1: messages\[0\].content"),
+        (
+            [{"prompt_id": "a", "messages": [{"from": "human", "value": "x"}]}],
+            [OUTCOME],
+            "row 1: messages.0. has no 'role'",
+        ),
+        ([ROW], [{**OUTCOME, "scored_by": ["agreement"]}], r"row 1: scored_by \['agreement'\] is not a text"),
+        ([ROW], [{**OUTCOME, "fault": {}}], "row 1: fault {} is not a text"),
+        ([ROW], [{**OUTCOME, "prompt_id": "row-7"}], "the first prompt_id is 'row-7' here and 'a' in the prompts"),
         ([[1]], [OUTCOME], "row 1 is not an object; expected one JSON object a line, or Parquet"),
     ],
 )
@@ -219,3 +227,30 @@ def test_blank_lines_are_skipped(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text("\n" + json.dumps(ROW) + "\n\n")
     write_jsonl(tmp_path / "o.jsonl", [OUTCOME])
     assert len(read_dataset([tmp_path / "p.jsonl"], [tmp_path / "o.jsonl"], ("x",))) == 1
+
+
+def test_whole_numbers_are_the_same_name_with_and_without_a_decimal_point(tmp_path: Path) -> None:
+    """A table writes 7 as 7.0 in a column where a value is missing."""
+    rows = [{"prompt_id": at, "prompt": "x", "category": 1 if at else 1.0, "group": 2.0} for at in range(3)]
+    dataset = read(tmp_path, rows, [{**OUTCOME, "prompt_id": float(at)} for at in range(3)])
+    assert dataset.prompt_ids == ("0", "1", "2")
+    assert dataset.categories == ("1",)
+    assert dataset.groups.tolist() == ["2"] * 3
+    assert dataset.scores[:, 0].tolist() == [1.0] * 3
+
+
+def test_outcomes_of_other_prompts_are_left_out_and_counted(tmp_path: Path) -> None:
+    dataset = read(tmp_path, [ROW], [OUTCOME, {**OUTCOME, "prompt_id": "b"}, {**OUTCOME, "prompt_id": "c"}])
+    assert dataset.foreign == 2
+
+
+def test_a_prompt_marked_as_not_synthetic_is_a_users(tmp_path: Path) -> None:
+    marks = (False, 0, None, "", True, "generalist")
+    rows = [{**ROW, "prompt_id": str(at), "synthetic": mark} for at, mark in enumerate(marks)]
+    dataset = read(tmp_path, rows, [{**OUTCOME, "prompt_id": "0"}])
+    assert dataset.provenance.synthetic.tolist() == [False, False, False, False, True, True]
+
+
+def test_a_folder_is_no_file_of_data(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=f"{tmp_path} is not a file"):
+        read_dataset([tmp_path], [tmp_path], ("x",))
