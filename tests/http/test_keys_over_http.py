@@ -190,6 +190,7 @@ MISTAKEN = {
     "/api/embeddings": "did you mean /v1/embeddings?",
     "/api/tags": "Ollama's own API is not served; use OpenAI's, under /v1",
     "/api/chat": "Ollama's own API is not served; use OpenAI's, under /v1",
+    "/api/event_logging/batch": "GET /openapi.json lists",
     "/v1/chat": "GET /openapi.json lists",
     "/v1/nope": "GET /openapi.json lists",
     "/version": "GET /openapi.json lists",
