@@ -192,6 +192,21 @@ def test_a_key_is_not_admins_and_prometheus_at_once(tmp_path):
         read_keys(tmp_path / "keys.json")
 
 
+def test_a_fronts_key_may_name_an_expert_that_only_a_node_has(tmp_path):
+    path = tmp_path / "front.yaml"
+    nodes = [{"name": "left", "address": "http://127.0.0.1:8081"}]
+    path.write_text(json.dumps({"experts": [], "nodes": nodes, "keys": {"file": "keys.json"}}))
+    assert coe("keys", "add", path, "alice", "--expert", "coder").returncode == 0
+    (entry,) = read_keys(tmp_path / "keys.json")
+    assert entry.experts == {"coder"}
+
+
+def test_adding_and_removing_a_key_say_that_a_running_server_needs_a_reload(tmp_path):
+    path = config(tmp_path, keys={"file": "keys.json"})
+    assert "a running server takes it after a reload" in coe("keys", "add", path, "alice").stderr
+    assert "a running server refuses it after a reload" in coe("keys", "remove", path, "alice").stderr
+
+
 def test_a_key_of_the_file_has_no_name_of_one_from_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("OURS", "a-long-word")
     write_keys(tmp_path / "keys.json", [Key(name="api_key_env", sha256=hashed("one"))])

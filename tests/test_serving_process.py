@@ -21,11 +21,11 @@ EXPERT = {"name": "a", "engine": "simulated", "weights_bytes": "1GiB", "start_se
 
 
 @contextmanager
-def serving(folder, host="127.0.0.1", **http):
+def serving(folder, host="127.0.0.1", more_experts=(), **http):
     """The process, its address, its configuration and its log; ended at the end."""
     port = free_port(host)
     config, log = folder / "serve.yaml", folder / "server.log"
-    settings = {"memory": {"device": "2GiB", "host": "2GiB"}, "experts": [EXPERT]}
+    settings = {"memory": {"device": "2GiB", "host": "2GiB"}, "experts": [EXPERT, *more_experts]}
     config.write_text(yaml.safe_dump({**settings, "http": {"host": host, "port": port, **http}}))
     with log.open("wb") as output:
         process = subprocess.Popen([COE, "serve", config], stdout=output, stderr=output)
@@ -114,6 +114,14 @@ def test_a_server_that_stops_in_the_middle_of_bodies_says_so_in_our_shape(tmp_pa
             assert path != "/v1/messages" or error["type"] == "overloaded_error"
         assert process.wait(PATIENCE_SECONDS) == -signal.SIGTERM
     assert "Traceback" not in log.read_text()
+
+
+def test_a_program_and_a_model_that_are_missing_are_warned_of_at_the_start(tmp_path):
+    missing = {"name": "b", "engine": "command", "command": "./none -m {model} --port {port}", "model": "./none.gguf"}
+    with serving(tmp_path, more_experts=[missing]) as (_, _, _, log):
+        told = [line["message"] for line in map(json.loads, log.read_text().splitlines())]
+    assert f"experts.b.command: there is no program '{tmp_path}/none' on PATH" in told
+    assert f"experts.b.model: there is no file or folder '{tmp_path}/none.gguf'" in told
 
 
 def open_files_of(pid):

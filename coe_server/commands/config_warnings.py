@@ -23,7 +23,7 @@ def dead_configuration(
         *lifetimes(experts),
         *dangers(config),
         *_preloads(experts, capacity),
-        *_without_effect(config),
+        *without_effect(config),
         *_limits(config),
         *_keys(keys, router),
         *(_routing(router, config) if isinstance(router, Router) else ()),
@@ -80,7 +80,8 @@ def _preloads(experts: Sequence[Expert], capacity: Bytes) -> Iterator[str]:
         used = used + need
 
 
-def _without_effect(config: ServerConfig) -> Iterator[str]:
+def without_effect(config: ServerConfig) -> Iterator[str]:
+    """Warnings about settings of experts that never take effect, or name a missing program or model."""
     for expert in config.experts:
         for setting in expert.without_effect():
             yield f"experts.{expert.name}.{setting}"

@@ -14,12 +14,23 @@ _SMALLER_CACHES = tuple(size << 20 for size in (3072, 2048, 1536, 1024, 512))  #
 
 def hints(plan: Plan) -> Iterator[str]:
     """Settings that would improve the plan, with numbers; a sentence each."""
+    yield from _unknown_sizes(plan)
     yield from _ways_to_fit(plan)
     yield from _tokens(plan)
     if not plan.fits or len(plan.found.loaded) == len(plan.experts):
         return
     yield from _smaller_cache(plan)
     yield from _no_sleep(plan)
+
+
+def _unknown_sizes(plan: Plan) -> Iterator[str]:
+    """Experts that take whole cards because their size is not given, where others could use them."""
+    names = [one.demand.name for one in plan.experts if not one.size_is_known]
+    if names and len(plan.experts) > 1:
+        yield (
+            f"experts.{', '.join(names)}: device_bytes is not given, so a whole card is planned for each; give what the"
+            " program takes, weights and KV cache (`coe init` writes it for GGUF files)"
+        )
 
 
 def _ways_to_fit(plan: Plan) -> Iterator[str]:

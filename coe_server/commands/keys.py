@@ -70,7 +70,8 @@ def add(
                 settings.role,
                 admin or scrape or priority or expert or objective or requests_per_minute or concurrency or max_fan_out,
             )
-        _refuse_unknown(expert or (), {one.name for one in settings.experts})
+        if not settings.has_nodes:  # a front learns names from its nodes
+            _refuse_unknown(expert or (), {one.name for one in settings.experts})
         known = read_keys(file) if file.exists() else ()
         if any(key.name == name for key in known):
             raise ConfigError(f"keys.file: key '{name}' already exists; `coe keys remove {config} {name}` removes it")
@@ -92,7 +93,9 @@ def add(
         )
         write_keys(file, (*known, entry))
     typer.echo(key)
-    typer.echo(f"stored as a hash in {file}; the key cannot be shown again", err=True)
+    typer.echo(
+        f"stored as a hash in {file}; the key cannot be shown again; a running server takes it after a reload", err=True
+    )
 
 
 @app.command(name="list")
@@ -143,9 +146,10 @@ def remove(config: ConfigPath, name: Name) -> None:
         file = _file(load_config(config).keys.file)
         found = read_keys(file)
         if all(key.name != name for key in found):
-            names = ", ".join(key.name for key in found)
+            names = ", ".join(key.name for key in found) or "none"
             raise ConfigError(f"keys.file: there is no key '{name}'; the keys are {names}")
         write_keys(file, (key for key in found if key.name != name))
+    typer.echo(f"removed from {file}; a running server refuses it after a reload", err=True)
 
 
 def _opened(key: Key) -> str:

@@ -19,6 +19,7 @@ from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Tier
 from coe_server.commands.machine import Rooms
 from coe_server.config.schema import ServerConfig
+from coe_server.engines.command import CommandExpert
 from coe_server.engines.hub import gib, hub_config
 from coe_server.engines.model_size import downloaded_folder, read_config, token_bytes
 from coe_server.engines.settings import ExpertSettings
@@ -44,6 +45,7 @@ class Planned:
     shortens: bool = (
         False  # vLLM takes a shorter context where the KV cache holds no more, instead of refusing to start
     )
+    size_is_known: bool = True  # else it takes whole cards
 
     @property
     def kv_tokens(self) -> int | None:
@@ -93,7 +95,8 @@ def planned(settings: ExpertSettings, expert: Expert, config: ServerConfig) -> P
         allowed=_allowed(settings),
     )
     if not isinstance(settings, VllmExpert):
-        return Planned(demand, 0, False, None, None)
+        known = not isinstance(settings, CommandExpert) or settings.device_bytes is not None
+        return Planned(demand, 0, False, None, None, size_is_known=known)
     tensor, pipeline, copies = (_whole(settings.args, key) for key in _PARALLEL)
     kv_bytes = settings.kv_cache or config.vllm.kv_cache
     if (width := tensor * pipeline * copies) > 1:

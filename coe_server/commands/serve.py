@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from coe_server.build.experts import build_experts
-from coe_server.commands.config_warnings import dangers, lifetimes
+from coe_server.commands.config_warnings import dangers, lifetimes, without_effect
 from coe_server.commands.pull import pull_models
 from coe_server.commands.terminal import ConfigPath, mistakes_as_sentences
 from coe_server.config.environment import TRACING_SECRETS
@@ -63,7 +63,7 @@ def serve(
         with state_lock(settings.state_directory):
             server = build_server(settings, reread)
             environment.take_out(TRACING_SECRETS)
-            for warning in (*lifetimes(build_experts(settings)), *dangers(settings)):
+            for warning in (*lifetimes(build_experts(settings)), *dangers(settings), *without_effect(settings)):
                 logging.getLogger(__name__).warning("%s", warning)
             gc.collect()
             gc.freeze()  # objects of the start live on; scanning them in each collection would delay requests

@@ -92,7 +92,8 @@ def _report_experts(checked: Checked, plan: Plan, settings: ServerConfig, consol
         return as_json(plan, None, told)
     cache = ExpertCache(checked.experts, capacity, Limits(**settings.scheduling.model_dump()))
     asleep, disk = typical_wait(checked.experts)
-    for sentence in (*together(plan), _wait_in_short(cache, asleep, disk)):
+    any_sleeps = any(one.demand.can_sleep for one in plan.experts)
+    for sentence in (*together(plan), _wait_in_short(cache, asleep if any_sleeps else None, disk)):
         console.print(sentence)
     _print_hints(told, console)
     console.print(plan_table(plan, settings))
@@ -130,11 +131,11 @@ def _print_router(checked: Checked, settings: ServerConfig, capacity: Bytes, con
         console.print(f"[yellow]warning:[/yellow] {escape(warning)}")
 
 
-def _wait_in_short(cache: ExpertCache, asleep: float, disk: float) -> str:
+def _wait_in_short(cache: ExpertCache, asleep: float | None, disk: float) -> str:
+    """The typical and the longest wait. `asleep`: seconds from host memory; None if no expert sleeps there."""
     known = "measured" if cache.bounds.are_measured else "estimated, not yet measured"
-    typical = (
-        f"Typical wait for an expert that is not loaded: {asleep:,.1f} s from host memory, {disk:,.0f} s from disk"
-    )
+    from_host = f" {asleep:,.1f} s from host memory," if asleep is not None else ""
+    typical = f"Typical wait for an expert that is not loaded:{from_host} {disk:,.0f} s from disk"
     if not cache.bounds.groups:
         typical = "Typical wait: none, no experts share the device"
     return (
@@ -155,7 +156,8 @@ def plan_table(plan: Plan, settings: ServerConfig) -> Table:
         pin = "" if need.pin is Tier.DISK else need.pin.value
         sizes = (str(need.width), gib(need.awake), asleep, gib(need.host))
         table.add_row(need.name, engines[need.name], *sizes, tokens, pin)
-    for name in engines.keys() - {one.demand.name for one in plan.experts}:
+    local = {one.demand.name for one in plan.experts}
+    for name in (name for name in engines if name not in local):
         table.add_row(name, engines[name], "", "", "", "", "", "")
     table.add_section()
     used, kept = used_by_loaded(plan.found, plan.demands), kept_by_sleepers(plan.found, plan.demands)

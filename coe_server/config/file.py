@@ -87,7 +87,7 @@ def parse_yaml(text: str, most_characters: int, loader: type[_Bounded] = _Bounde
         return _value(loader(text), most_characters)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark is not None else None
-        raise UnusableYaml(f"is not YAML: {error.problem}{_tab(error)}", line) from error
+        raise UnusableYaml(f"is not YAML: {error.problem}{_way_out(error)}", line) from error
     except (yaml.YAMLError, RecursionError) as error:
         raise UnusableYaml(f"is not YAML: {error}") from error
     except (
@@ -135,8 +135,21 @@ def _parts(node: yaml.Node) -> list[yaml.Node]:
     return []
 
 
-def _tab(error: yaml.MarkedYAMLError) -> str:
-    return "; indent with spaces" if "'\\t'" in str(error.problem) else ""
+_WAYS_OUT = (  # what PyYAML says; what to do
+    ("'\\t'", "indent with spaces"),
+    ("expected <block end>", "indent this line as its neighbours are"),
+    ("mapping values are not allowed here", "indent this line as its neighbours are, or quote a value that has ': '"),
+    ("expected ',' or", "close the bracket that line {line} opens"),
+    ("unexpected end of stream", "close the quote that line {line} opens"),
+    ("that cannot start any token", "put the value in quotes"),
+    ("unhashable key", "put a text with braces or brackets in quotes"),
+)
+
+
+def _way_out(error: yaml.MarkedYAMLError) -> str:
+    opened = error.context_mark.line + 1 if error.context_mark is not None else "?"
+    told = (what for problem, what in _WAYS_OUT if problem in str(error.problem))
+    return "".join(f"; {what.format(line=opened)}" for what in [*told][:1])
 
 
 _LONGEST_CHARACTERS = 600  # limit of a sentence that quotes a value

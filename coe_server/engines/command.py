@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 _MOVE_SECONDS = 60.0  # time limit of a sleep or wake request
 _CANARY_SECONDS = 60.0
+_CONTAINERS = ("docker", "podman")
 _CANARY: dict[str, object] = {"prompt": "1 2 3 4", "max_tokens": 4, "temperature": 0}
 
 
@@ -153,6 +154,13 @@ class CommandExpert(ExpertSettings):
         for key, words in (("command", self.command), ("stop", self.stop)):
             if words[0] not in STOP_SIGNALS and shutil.which(words[0]) is None:
                 yield f"{key}: there is no program '{words[0]}' on PATH"
+        if Path(self.command[0]).name in _CONTAINERS:  # paths are those of the container
+            return
+        if self.model.startswith("/") or self.model.endswith(".gguf"):
+            yield from _missing("model", self.model)
+        for word in self.command[1:]:
+            if word.startswith(("/", "./", "../")) and word.endswith(".gguf"):
+                yield from _missing("command", word)
 
     def in_folder(self, folder: Path) -> Self:
         """The settings with paths of programs and models made absolute; other words are unchanged."""
@@ -279,6 +287,11 @@ def _told(answer: bytes) -> str:
         return canary_answer(json.loads(answer))
     except (LookupError, TypeError, AttributeError, ValueError, RecursionError):
         return ""
+
+
+def _missing(key: str, path: str) -> Iterator[str]:
+    if "{" not in path and not Path(path).exists():
+        yield f"{key}: there is no file or folder '{path}'"
 
 
 def _path(word: str, folder: Path) -> str:

@@ -132,9 +132,8 @@ class Middleware:
         await response(scope, receive, send)
 
     async def _no_such_path(self, request: Request) -> Response:
-        meant = self._paths.meant(request.scope["path"])
-        advice = f"did you mean {meant}?" if meant else "GET /openapi.json lists the paths"
-        raise UnknownPath(f"{request.method} {request.scope['path']}: unknown path; {advice}")
+        path = request.scope["path"]
+        raise UnknownPath(f"{request.method} {path}: unknown path; {self._paths.advice(path)}")
 
     async def _fail(self, error: CoeError, scope: Scope, receive: Receive, counted: _CountedSend) -> None:
         """Send the error.

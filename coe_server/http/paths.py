@@ -9,6 +9,9 @@ from starlette.routing import BaseRoute, Match, Route
 
 from coe_server.http.auth import CLIENTS_PREFIX
 
+_OLLAMAS = frozenset(  # its own API, that some clients try first
+    f"/api/{word}" for word in ("tags", "chat", "generate", "version", "show", "ps", "pull", "embed")
+)
 MOST_LEFT_OUT = 4  # parts of a path: /openai/deployments/NAME/chat/completions is what some clients make of an address
 _LONGEST_MISSPELLED = 60  # characters: comparing takes quadratic time
 _ALIKE = 0.85  # of difflib's ratio: one or two wrong characters
@@ -35,6 +38,15 @@ class Paths:
             if self.has("/".join([*parts[:at], _ANYTHING, *parts[at + 1 :]])):
                 parts[at] = "*"
         return "/".join(parts)
+
+    def advice(self, path: str) -> str:
+        """What a client that asked for the wrong `path` can do."""
+        meant = self.meant(path)
+        if meant is not None:
+            return f"did you mean {meant}?"
+        if path in _OLLAMAS:
+            return f"Ollama's own API is not served; use OpenAI's, under {CLIENTS_PREFIX[:-1]}"
+        return "GET /openapi.json lists the paths"
 
     def meant(self, path: str) -> str | None:
         """The path under /v1 that a client with a wrong base address, or a misspelling, probably meant."""

@@ -42,7 +42,7 @@ class NamedRouter:
             expert = Profile(options.expert)
         if expert is None:
             raise UnknownModel(
-                "this server has no router (router.artifact); request an expert by name: "
+                "this server has no router (router.routes or router.artifact); request an expert by name: "
                 + ", ".join(one for one in self._experts if is_allowed(one, options)),
                 "model",
             )

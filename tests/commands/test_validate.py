@@ -1,5 +1,6 @@
 """The plan that `coe validate` prints: what fits, and what can never take effect."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -56,6 +57,42 @@ def test_how_many_fit_at_once_and_which_expert_is_where():
     first, *rest = placement(experts, Bytes(5 * GIB, 99 * GIB))
     assert first == "On the device at once: 1 (the largest) to 3 (the smallest) of 4 local experts."
     assert rest == ["In device memory when ready: b.", "In host memory when ready: a."]
+
+
+PROGRAM = {"engine": "command", "command": "sh -c {port}"}
+
+
+def reported(folder, *experts):
+    file = folder / "serve.yaml"
+    memory = {"device": "2GiB", "host": "1GiB"}
+    file.write_text(json.dumps({"experts": experts, "memory": memory, "vllm": {"platform": "cpu"}}))
+    return CliRunner().invoke(app, ["validate", str(file)])
+
+
+def test_programs_that_take_whole_cards_since_their_size_is_not_given_are_named(tmp_path):
+    unknown, known = {**PROGRAM, "name": "a", "pin": "device"}, {**PROGRAM, "name": "b", "device_bytes": "1GiB"}
+    told = reported(tmp_path, unknown, known)
+    assert told.exit_code == 4
+    assert "hint: experts.a: device_bytes is not given, so a whole card is planned for each" in told.stdout
+    both = reported(tmp_path, {**unknown, "device_bytes": "1GiB"}, known)
+    assert both.exit_code == 0
+    assert "device_bytes" not in both.stdout
+
+
+def test_the_typical_wait_names_host_memory_only_where_an_expert_sleeps_there(tmp_path):
+    programs = [{**PROGRAM, "name": name, "device_bytes": "1GiB"} for name in "abc"]
+    told = " ".join(reported(tmp_path, *programs).stdout.split())
+    assert "Typical wait for an expert that is not loaded: 32 s from disk (estimated" in told
+    sleeper = {**PROGRAM, "name": "d", "device_bytes": "256MiB", "sleep": "POST /sleep", "wake": "POST /wake"}
+    told = " ".join(reported(tmp_path, *programs, sleeper).stdout.split())
+    assert "s from host memory, " in told
+
+
+def test_remote_experts_are_listed_in_the_order_of_the_file(tmp_path):
+    names = [f"hosted-{number}" for number in range(9)]
+    remote = [{"name": name, "engine": "remote", "base_url": "http://127.0.0.1:1/v1", "model": "m"} for name in names]
+    told = reported(tmp_path, *remote).stdout
+    assert sorted(names, key=told.index) == names
 
 
 def test_a_front_without_experts_of_its_own_is_told_where_waits_come_from(tmp_path):

@@ -1,6 +1,7 @@
 """Settings of any kind of badness end in one sentence, and none in gigabytes."""
 
 import tracemalloc
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,27 @@ def refusal(path):
     assert told.isprintable()
     assert len(told) < 1_000 + len(str(path))
     return told
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("experts:\n  - name: x\n   engine: y\n", "line 3: is not YAML: expected <block end>, * as its neighbours are"),
+        (
+            "experts:\n  - name: x\n     engine: y\n",
+            "line 3: is not YAML: mapping values * quote a value that*",
+        ),
+        ("experts:\n  - name: x\n\tengine: y\n", "line 3: is not YAML: found character '\\t' *; indent with spaces"),
+        ("a: 1\nexperts:\n- {name: x\n- {name: y}\n", "line 4: *; close the bracket that line 3 opens"),
+        ("a: 'x\nb: 1\n", "line 3: *; close the quote that line 1 opens"),
+        ("a: @x\n", "line 1: *; put the value in quotes"),
+        ("a: {{x}}\n", "line 1: *; put a text with braces or brackets in quotes"),
+    ],
+)
+def test_a_mistake_in_yaml_says_what_to_do(tmp_path, text, told):
+    path = tmp_path / "serve.yaml"
+    path.write_text(text)
+    assert fnmatch(refusal(path), f"{path}, {told}")
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,25 @@ def test_a_program_that_is_not_here_is_a_warning(tmp_path: Path) -> None:
     assert [*of(load(tmp_path)).without_effect()] == []
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"model": "./missing.gguf"}, ["model: there is no file or folder '{folder}/missing.gguf'"]),
+        ({"model": "models/missing.gguf"}, ["model: there is no file or folder 'models/missing.gguf'"]),
+        ({"model": "/missing/folder"}, ["model: there is no file or folder '/missing/folder'"]),
+        ({"command": "sh -m /missing.gguf {port}"}, ["command: there is no file or folder '/missing.gguf'"]),
+        ({"model": "./here.gguf"}, []),
+        ({"model": "someone/model-GGUF"}, []),
+        ({"command": "./docker -m /missing.gguf -p {port}", "model": "/models/missing.gguf"}, []),
+    ],
+)
+def test_a_model_that_is_not_here_is_a_warning(given: dict[str, str], told: list[str], tmp_path: Path) -> None:
+    (tmp_path / "here.gguf").touch()
+    (tmp_path / "docker").touch(mode=0o700)
+    config = load(tmp_path, **{"command": "sh {port}", **given})
+    assert [*of(config).without_effect()] == [one.format(folder=tmp_path) for one in told]
+
+
 def test_a_reload_that_changes_a_variable_does_not_show_it(tmp_path: Path) -> None:
     before = load(tmp_path, environment={"TOKEN": "old secret"})
     after = load(tmp_path, environment={"TOKEN": "new secret"})
