@@ -67,7 +67,7 @@ def test_an_expert_without_any_outcome_is_named(tmp_path: Path) -> None:
     config = recorded_anew(tmp_path, "outcomes.jsonl", lambda row: None if row["expert"] == "py" else row)
     assert run("check", config) == (
         2,
-        "coe-train: expert 'py' has no outcome: record some, or take it out of the config's experts\n",
+        "expert 'py' has no outcome: record some, or take it out of the config's experts\n",
     )
 
 
@@ -75,7 +75,7 @@ def test_prompts_that_all_weigh_nothing_are_no_data(tmp_path: Path) -> None:
     config = recorded_anew(tmp_path, "prompts.jsonl", lambda row: {**row, "weight": 0})
     assert run("check", config) == (
         2,
-        "coe-train: every training prompt with an outcome from every expert has weight 0\n",
+        "every training prompt with an outcome from every expert has weight 0\n",
     )
 
 
@@ -104,8 +104,7 @@ def test_prompts_with_images_that_no_expert_sees_are_named(tmp_path: Path) -> No
         status, told = run(*words)
         assert (status, told.count("\n")) == (2, 1)
         assert told.startswith(
-            "coe-train: no expert of the configuration can take 2 prompts ('french-0-3', 'units-0-11')"
-            " (fr cannot see images;"
+            "no expert of the configuration can take 2 prompts ('french-0-3', 'units-0-11') (fr cannot see images;"
         )
         assert told.endswith("modalities or context_tokens of an expert that can, or leave these prompts out\n")
     seeing = [{"name": n, "active_params_b": s, "vision": n == "gen"} for n, s in SIZES.items()]
@@ -120,9 +119,7 @@ def test_prompts_with_images_that_no_expert_sees_are_named(tmp_path: Path) -> No
     recorded = ("--prompts", tmp_path / "prompts.jsonl", "--outcomes", tmp_path / "outcomes.jsonl")
     status, told = run("evaluate", tmp_path / "router", *recorded)
     assert status == 2
-    assert told.startswith(
-        "coe-train: 2 prompts ('french-0-3', 'units-0-11') cannot be answered under objective 'cheap': no"
-    )
+    assert told.startswith("2 prompts ('french-0-3', 'units-0-11') cannot be answered under objective 'cheap': no")
 
 
 def test_many_prompts_that_no_expert_can_take_are_counted(tmp_path: Path) -> None:
@@ -171,7 +168,7 @@ def test_near_duplicates_that_leave_a_side_empty_are_told(tmp_path: Path) -> Non
     config = recorded_anew(tmp_path, "prompts.jsonl", lambda row: {**row, "prompt": "the same words every time"})
     assert run("check", config) == (
         2,
-        "coe-train: data.held_out_share: 0.2 leaves none of the 240 prompts to measure by:"
+        "data.held_out_share: 0.2 leaves none of the 240 prompts to measure by:"
         " near-duplicates stay together, and 1 of them are different\n",
     )
 
@@ -180,7 +177,7 @@ def test_prompts_that_only_train_are_told_where_none_is_left_to_measure_by(tmp_p
     config = recorded_anew(tmp_path, "prompts.jsonl", lambda row: {**row, "synthetic": "writer"})
     assert run("check", config) == (
         2,
-        "coe-train: data.held_out_share: 0.2 leaves none of the 240 prompts to measure by: 240 of them only train,"
+        "data.held_out_share: 0.2 leaves none of the 240 prompts to measure by: 240 of them only train,"
         " since they are synthetic or scored by consensus or certainty; add prompts of users with outcomes of another"
         " scorer\n",
     )
@@ -192,7 +189,7 @@ def test_a_label_that_no_prompt_has_is_not_measured_without_a_word(tmp_path: Pat
     recorded = ("--prompts", tmp_path / "prompts.jsonl", "--outcomes", tmp_path / "outcomes.jsonl")
     assert run("evaluate", tmp_path / "router", *recorded, "--label", "kind") == (
         2,
-        "coe-train: --label: no prompt has a 'kind'\n",
+        "--label: no prompt has a 'kind'\n",
     )
 
 
