@@ -15,7 +15,6 @@ from coe_server.upstream.wording import (
     ACCOUNT_WORDS,
     BUSY_WORDS,
     CONTEXT_CODES,
-    CONTEXT_IN_500,
     CONTEXT_WORDS,
     ID_WORDS,
     MODEL_ALONE,
@@ -24,10 +23,10 @@ from coe_server.upstream.wording import (
     NO_REASON,
     PATH_WORDS,
     POLICY_CODES,
+    REQUEST_IN_500,
     STATUS_OF,
     STATUS_WORDS,
     UNSUPPORTED_CODES,
-    UNSUPPORTED_IN_500,
     UNSUPPORTED_WORDS,
     folded,
 )
@@ -59,7 +58,7 @@ class Cause(StrEnum):
     BUSY = "busy"  # temporarily overloaded or down
     MODEL = "model"  # the model no longer exists
     PATH = "path"  # this API is not served
-    UNSUPPORTED = "unsupported"  # unsupported parameter or feature
+    UNSUPPORTED = "unsupported"  # parameter, feature, or a length that its server answers with 500
     SILENT = "silent"  # no content and no token
     BROKEN = "broken"  # any other failure
 
@@ -184,11 +183,8 @@ def _what_another_4xx_is(complaint: Complaint) -> Cause:
 
 def _what_broke(complaint: Complaint) -> Cause:
     """Cause of a 5xx. Some servers use 500 and 501 where others use 400: for what depends on the request."""
-    if complaint.status == 501 or (complaint.status == 500 and UNSUPPORTED_IN_500.search(complaint.words)):
-        return Cause.UNSUPPORTED
-    if complaint.status == 500 and _speaks_of(complaint, CONTEXT_CODES, CONTEXT_IN_500):
-        return Cause.CONTEXT
-    return Cause.BROKEN
+    is_of_request = complaint.status == 500 and _speaks_of(complaint, CONTEXT_CODES, REQUEST_IN_500)
+    return Cause.UNSUPPORTED if is_of_request or complaint.status == 501 else Cause.BROKEN
 
 
 def _own_words(complaint: Complaint) -> str:

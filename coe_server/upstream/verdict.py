@@ -28,6 +28,7 @@ from coe_server.upstream.complaint import (
     read_complaint,
     speaks_of_account,
 )
+from coe_server.upstream.cut_json import last_member, members_at_beginning
 
 LOOKED_AT_BYTES = 64 * 1024  # from each end of a long body; shorter ones are read completely
 
@@ -39,7 +40,6 @@ END_OF_EVENT = re.compile(rb"\r?\n\r?\n|\r\r")
 _FIELD = re.compile(rb"(?:^|[\r\n])(data|event):([^\r\n]*)")
 _BOM = b"\xef\xbb\xbf"
 _CODES_BESIDE = ("code", "error_type", "status_code")
-_MOST_TRIED = 32  # occurrences of the word, from the end of a long body
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,13 +120,13 @@ def judge_beginning(body: bytes) -> Verdict:
     start = body.lstrip()[:1]
     if start not in {b"{", b"["}:
         return _judge_text(body, "")
-    opening = re.match(rb'[\s\[]*\{\s*"error"\s*:\s*(?!\s|null)', body)
-    return _broken("an error") if opening is not None else ANSWER
+    members = members_at_beginning(body.lstrip(b"[ \t\r\n").decode("utf-8", "replace"))
+    return _error_in_body(members) or ANSWER
 
 
 def judge_end(end: bytes) -> Verdict:
     """Judge the end of a long body: a failure if it has an error, or choices that all ended in an error."""
-    payload = _last_member(end, b'"error"')
+    payload = last_member(end, b'"error"')
     reasons = re.findall(rb'(?<!\\)"finish_reason"\s*:\s*"(\w+)"', end)
     if reasons and {reason.decode().lower() for reason in reasons} <= FAILED_ENDS:
         return _judged(read_complaint(payload or "a choice that ended in an error", None))
@@ -271,26 +271,6 @@ def _fields_of(event: bytes) -> tuple[str, bytes | None]:
         else:
             name = value.strip().decode("utf-8", "replace")
     return name, b"\n".join(lines) if lines else None
-
-
-def _last_member(end: bytes, word: bytes) -> Mapping[str, Any] | str | None:
-    """The value of the top-level member `word` at the end of an object; None if there is none.
-
-    The text from the word on, with a brace before it, is valid JSON exactly if the word was a top-level key.
-    """
-    start = len(end)
-    for _ in range(_MOST_TRIED):
-        start = end.rfind(word, 0, start)
-        if start < 0:
-            return None
-        try:
-            payload = _json_of(b"{" + end[start:])
-        except TooComplex:
-            continue
-        if isinstance(payload, Mapping):
-            found = payload[word.strip(b'"').decode()]
-            return found or None
-    return None
 
 
 def _text_of(payload: object, data: bytes) -> str:

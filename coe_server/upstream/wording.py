@@ -52,11 +52,6 @@ CONTEXT_WORDS = re.compile(
     r"|tokens?\b.{0,80}(exceed|longer than|(?<!be )greater than|must be <=).{0,80}(max|limit|allowed|context|\d)"
     r"|tokens?\b.{0,60}\btoo large for (this|the) model"
 )
-# A 500 about the length of a request, in narrow words: the text of a 500 may be any program's.
-CONTEXT_IN_500 = re.compile(
-    r"context (length|size|window)|too (large|long) to process|(prompt|input) is too (long|large)"
-)
-
 ACCOUNT_CODES = _codes(
     "billing_error billing_hard_limit_reached billing_not_active insufficient_quota insufficient_balance"
     " insufficient_credits insufficient_user_quota not_enough_balance payment_required invalid_api_key"
@@ -142,10 +137,12 @@ UNSUPPORTED_WORDS = re.compile(
     r"|requires? (the )?--[a-z]|is not a multimodal model|at most 0 |does not work with the specified model"
     r"|enabled only for|chat[ _.]template|template not found"
 )
-UNSUPPORTED_IN_500 = re.compile(
+# A 500 about what was asked, in narrow words: the text of a 500 may be any program's.
+REQUEST_IN_500 = re.compile(
     r"\b(images?|audio|videos?|tools?|param(eter)?s?|content)\b[^.;]{0,40}"
     r"(not supported|unsupported|requires? (the )?--)"
     r"|unsupported (content|param|image|audio|tool)s?\b"
+    r"|context (length|size|window)|too (large|long) to process|(prompt|input) is too (long|large)"
 )
 
 _NOT_THERE = r"(not (be )?found|not exist|no such|expired)"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -42,6 +43,8 @@ LONGEST_BODY_BYTES = 32 * 2**20
 _PASSING = frozenset((Cause.LIMITED, Cause.BUSY, Cause.BROKEN, Cause.SILENT))
 # No other request to this endpoint and model will succeed either.
 _HOPELESS = frozenset((Cause.ACCOUNT, Cause.MODEL, Cause.PATH))
+# Said of one prompt, under 403 as well: another prompt may be answered.
+_OF_THE_PROMPT = re.compile(r"\bflagged\b|moderation|violat\w+ .{0,40}(polic|guideline)|safety (system|check)", re.I)
 _UNKNOWN_PARAMETER = frozenset((400, 404, 422, 501))  # what services answer to a parameter that they refuse
 _ENDINGS = ("max_tokens", "max_completion_tokens", "stop")  # with one of these set, an empty answer may be valid
 UNREACHED_RETRIES = 2  # before the first connection, about a second: a wrong address must be reported quickly
@@ -198,7 +201,8 @@ def _problem(verdict: Verdict, reason: str, status: int, wait_seconds: float) ->
     """The failure in an error response. It is never scored."""
     is_elsewhere = 300 <= status < 400
     passing = (verdict.cause in _PASSING and not is_elsewhere) or status == 409
-    return _Problem(reason, passing, verdict.cause in _HOPELESS, wait_seconds)
+    hopeless = verdict.cause in _HOPELESS and _OF_THE_PROMPT.search(verdict.message) is None
+    return _Problem(reason, passing, hopeless, wait_seconds)
 
 
 _QUOTED_CHARACTERS = 300

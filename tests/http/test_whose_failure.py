@@ -81,6 +81,10 @@ NO_ANSWERS = {
     "retired": openai(410, "retired"),
     "a dependency": openai(424, "failed"),
     "credit under 400": openai(400, "Your credit balance is too low"),
+    "an image under 500": openai(500, "image input is not supported"),
+    "a length under 500": openai(500, "the input length exceeds the context length"),
+    "a feature under 501": Says(501, b"no embeddings here"),
+    "a page under 400": Says(400, b"<html>boom</html>", headers=(("content-type", "text/html"),)),
     "an unsupported parameter": openai(400, "Unsupported parameter: 'top_k'", code="unsupported_parameter"),
     "a page": body(b"<html>Sign in</html>", "text/html"),
     "an empty body": body(b""),
@@ -520,11 +524,13 @@ def test_no_sign_of_life_stands_inside_what_it_would_break(headers, piece):
     [
         openai(400, "maximum context length is 5 tokens"),
         openai(400, "Unsupported parameter: 'top_k'"),
+        openai(500, "image input is not supported"),
+        Says(501, b"no embeddings here"),
         Says(404, b'{"detail":"Not Found"}'),
         body({"choices": [{"finish_reason": "stop", "message": {"content": ""}}]}),
         openai(400, "temperature"),
     ],
-    ids=["too long", "unsupported", "no such path", "silence", "the caller's"],
+    ids=["too long", "unsupported", "an image", "not implemented", "no such path", "silence", "the caller's"],
 )
 def test_what_depends_on_the_request_keeps_no_other_away(router, answer, count):
     with serving(router, team(linguist=[answer] * count)) as server:

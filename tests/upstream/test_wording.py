@@ -69,8 +69,6 @@ CONTEXT = {
     "another language": (400, said("Prompt 超长")),
     "a code inside": (400, {"error": {"error": {"code": "context_length_exceeded", "message": "no"}}}),
     "a code with capitals": (400, said("no", "ContextLengthExceeded")),
-    "a 500": (500, said("the input length exceeds the context length")),
-    "a 500 about a batch": (500, said("input (600 tokens) is too large to process. increase the physical batch size")),
 }
 
 
@@ -116,6 +114,8 @@ UNSUPPORTED = {
     "no such template": (422, {"error": "Template error: template not found", "error_type": "template_error"}),
     "a 500 about images": (500, said("image input is not supported - hint: you may need to provide the mmproj")),
     "a 500 about tools": (500, said("tools param requires --jinja flag")),
+    "a 500 about a length": (500, said("the input length exceeds the context length")),
+    "a 500 about a batch": (500, said("input (600 tokens) is too large to process. increase the physical batch size")),
     "a 501": (501, said("This server does not support embeddings. Start it with `--embeddings`")),
     "a bare 501": (501, b""),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import json
 import tracemalloc
 
 import pytest
@@ -172,3 +173,15 @@ def test_one_good_choice_of_two_is_the_answer() -> None:
         (reply,) = ask(stand_in, retries=0)
     assert isinstance(reply, Reply)
     assert reply.completion.text == "yes"
+
+
+@pytest.mark.parametrize(
+    "message",
+    ['x requires moderation on Y. Your input was flagged for "violence".', "Content violates usage guidelines."],
+)
+def test_a_prompt_that_is_flagged_is_missing_and_does_not_end_the_run(message: str) -> None:
+    raw = json.dumps({"error": {"message": message, "code": 403}}).encode()
+    with endpoint(lambda body, times: Says(status=403, raw=raw)) as stand_in:
+        (refusal,) = ask(stand_in, retries=3)
+    assert isinstance(refusal, Refusal)
+    assert (refusal.hopeless, refusal.attempts) == (False, 1)
