@@ -226,7 +226,7 @@ def read_completion(raw: bytes) -> Completion | None:
     try:
         body: Any = json.loads(raw)
         choice = next(one for one in body["choices"] if not is_failed(one))
-        text = choice["message"]["content"]
+        text = _text_of(choice["message"]["content"])
         usage, finish_reason = body.get("usage"), choice.get("finish_reason")
     except (ValueError, LookupError, TypeError, AttributeError, StopIteration, RecursionError):
         return None
@@ -236,6 +236,13 @@ def read_completion(raw: bytes) -> Completion | None:
     counted = isinstance(tokens, int) and not isinstance(tokens, bool) and tokens >= 0
     reason = str(finish_reason) if finish_reason else None
     return Completion(text or "", tokens if counted else None, reason, _logprobs(choice.get("logprobs")))
+
+
+def _text_of(content: Any) -> Any:
+    """The content. Of a list of parts the texts, without the thoughts that some reasoning models put beside them."""
+    if not isinstance(content, list):
+        return content
+    return "".join(part["text"] for part in content if part["type"] == "text")
 
 
 def _logprobs(found: Any) -> tuple[float, ...]:

@@ -48,6 +48,14 @@ def test_half_an_answer_is_not_scored(reason: str) -> None:
     assert read_completion(json.dumps({"choices": [half, whole]}).encode()) == Completion("yes", None, "stop")
 
 
+def test_of_an_answer_in_parts_the_texts_are_read_and_not_the_thoughts() -> None:
+    thought = {"type": "thinking", "thinking": [{"type": "text", "text": "perhaps no"}]}
+    parts = [thought, {"type": "text", "text": "ye"}, {"type": "text", "text": "s"}]
+    assert read_completion(body(parts)) == Completion("yes", None, "stop")
+    assert read_completion(body([thought])) == Completion("", None, "stop")
+    assert read_completion(body([{"type": "text", "text": 7}])) is None
+
+
 def test_an_answer_without_content_is_empty() -> None:
     assert read_completion(body(None)) == Completion("", None, "stop")
 
