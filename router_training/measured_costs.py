@@ -58,7 +58,7 @@ def _tokens(raw: Mapping[str, Any], folder: Path, experts: set[str]) -> dict[str
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     if path.suffix != ".jsonl":
         return
-    with suppress(OSError, ValueError), path.open(encoding="utf-8") as lines:
+    with suppress(OSError, ValueError), path.open(encoding="utf-8-sig") as lines:
         for line in lines:
             row = json.loads(line) if "output_tokens" in line else None
             if isinstance(row, dict):
