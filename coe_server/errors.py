@@ -107,6 +107,11 @@ class RequestError(CoeError):
         super().__init__(message)
         self.param = param
 
+    @property
+    def sentence(self) -> str:
+        """The whole message: a line break in it is one that the request has, and no line is for the operator."""
+        return str(self).replace("\n", r"\n")
+
 
 class UnknownModel(RequestError):
     """The requested model, expert or objective does not exist here."""

@@ -166,7 +166,7 @@ def _text_of(file: Path) -> str:
         data = opened.read(LARGEST_FILE_BYTES + 1)
     if len(data) > LARGEST_FILE_BYTES:
         raise ConfigError(f"keys.file: {file} has more than {LARGEST_FILE_BYTES:,} bytes")
-    return data.decode("utf-8")
+    return data.decode("utf-8-sig")
 
 
 def _refuse_twins(keys: list[Key], file: Path) -> None:

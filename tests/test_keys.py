@@ -40,6 +40,12 @@ def test_a_file_of_any_size_and_depth_is_told_in_one_sentence(tmp_path):
         read_keys(path)
 
 
+def test_a_file_with_a_byte_order_mark_and_line_ends_of_windows_is_read(tmp_path):
+    text = json.dumps({"keys": [{"name": "a", "sha256": hashed("one")}]}, indent=1)
+    (tmp_path / "keys.json").write_text(text, encoding="utf-8-sig", newline="\r\n")
+    assert [key.name for key in read_keys(tmp_path / "keys.json")] == ["a"]
+
+
 def test_a_key_is_found_by_itself_alone():
     first, second = new_key(), new_key()
     assert first != second

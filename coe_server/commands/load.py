@@ -244,7 +244,7 @@ def read_questions(file: Path) -> list[Messages]:
     Raises ConfigError naming file and line.
     """
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise ConfigError(f"--prompts: {file} is not text in UTF-8") from error
     except OSError as error:

@@ -188,7 +188,7 @@ def _refuse_any(options: Mapping[str, int | None], why: str) -> None:
 def _trace(options: SimulationOptions, names: list[str]) -> Trace:
     if options.trace is not None:
         try:
-            with options.trace.open(encoding="utf-8") as lines:
+            with options.trace.open(encoding="utf-8-sig") as lines:
                 return read_trace(options.trace.name, lines)
         except (OSError, UnicodeDecodeError) as error:
             raise DatasetError(f"{options.trace}: cannot be read ({error})") from error

@@ -55,9 +55,9 @@ def parse_host_name(text: str) -> str:
     name = canonical_host(bare)
     if ":" in name and not _is_address(name):
         raise ValueError(f"{text!r} is not a host name or address; write it without scheme, port and path")
-    if ":" not in name and _NAME.fullmatch(_ascii(name)) is None:
+    if ":" not in name and _NAME.fullmatch(ascii_name(name)) is None:
         raise ValueError(f"{text!r} is not a host name or address; allowed: ai.example.com, coe, 10.1.2.3, ::1")
-    return _ascii(name)
+    return ascii_name(name)
 
 
 def _is_address(name: str) -> bool:
@@ -68,7 +68,7 @@ def _is_address(name: str) -> bool:
     return True
 
 
-def _ascii(name: str) -> str:
+def ascii_name(name: str) -> str:
     """An internationalised name in ASCII (IDNA), as browsers send it."""
     try:
         return name if name.isascii() else name.encode("idna").decode("ascii")

@@ -12,7 +12,13 @@ from ipaddress import ip_address, ip_network
 from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from coe_server.config.addresses import is_loopback_host, parse_web_address, shown_address
+from coe_server.config.addresses import (
+    ascii_name,
+    is_loopback_host,
+    numeric_host,
+    parse_web_address,
+    shown_address,
+)
 from coe_server.config.types import unfit_for_a_header
 from coe_server.errors import ConfigError
 
@@ -72,7 +78,7 @@ class Proxies:
         Raises ConfigError, naming the variable, for an invalid proxy.
         """
         parts = urlsplit(address)
-        host = (parts.hostname or "").rstrip(".")
+        host = _canonical(parts.hostname or "")
         variable, text = self.by_scheme.get(parts.scheme, ("", ""))
         if not text or is_loopback_host(host) or self._is_excepted(host, parts.port or _DEFAULT_PORTS[parts.scheme]):
             return None
@@ -99,8 +105,13 @@ def _covers(exception: str, host: str, port: int) -> bool:
         name, only_port = exception, ""
     if only_port and int(only_port) != port:
         return False
-    name = name.strip("[]").removeprefix("*").strip(".")
-    return bool(name) and (host == name or host.endswith(f".{name}"))
+    name = _canonical(name.strip("[]").removeprefix("*").strip("."))
+    return bool(name) and (host == name or (host.endswith(f".{name}") and numeric_host(host) is None))
+
+
+def _canonical(host: str) -> str:
+    """One spelling of an address or a name: 127.1 and 127.0.0.1, bücher.example and xn--bcher-kva.example."""
+    return numeric_host(host) or ascii_name(host.rstrip("."))
 
 
 def _is_in_network(exception: str, host: str) -> bool:

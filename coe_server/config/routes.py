@@ -206,7 +206,7 @@ def _lines(file: Path, key: str) -> Iterator[str]:
     try:
         with file.open("rb") as opened:
             data = opened.read(LONGEST_EXAMPLES_BYTES + 1)
-        text = data.decode("utf-8")
+        text = data.decode("utf-8-sig")
     except OSError as error:
         raise ConfigError(f"{key}: {file} cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:

@@ -223,7 +223,8 @@ def _error_in_event(name: str, payload: Mapping[str, Any], says: Says) -> Verdic
     is_error = name == "error" or _is_error(payload)
     if not is_error and says is Says.WORD and isinstance(payload.get("choices"), list):
         return None
-    error = _error_beside(payload) or (payload if is_error else _error_of_choices(payload))
+    named = payload or "an error event without a reason"
+    error = _error_beside(payload) or (named if is_error else _error_of_choices(payload))
     return _judged(read_complaint(error, None)) if error else None
 
 

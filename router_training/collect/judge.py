@@ -158,7 +158,7 @@ def read_template(mode: Mode, path: Path | None) -> Template:
     """The template in a file, or the built-in one. Raises ConfigError if a required placeholder is missing."""
     shipped = resources.files("router_training.collect").joinpath("templates", f"{mode}.txt")
     try:
-        text = shipped.read_text(encoding="utf-8") if path is None else path.read_text(encoding="utf-8")
+        text = shipped.read_text(encoding="utf-8") if path is None else path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"scorer.template: {path} cannot be read: {error}") from error
     template = Template(mode, text)

@@ -117,6 +117,12 @@ def test_conversations_are_sent_as_they_are_and_plain_lines_are_prompts(tmp_path
     assert read_questions(tmp_path / "p.txt") == asked
 
 
+@pytest.mark.parametrize("name", ["p.txt", "p.jsonl"])
+def test_a_byte_order_mark_is_no_part_of_the_first_prompt(tmp_path, name):
+    (tmp_path / name).write_text('{"prompt": "One?"}\r\n', encoding="utf-8-sig", newline="")
+    assert read_questions(tmp_path / name) == [[{"role": "user", "content": "One?"}]]
+
+
 @pytest.mark.parametrize(
     ("name", "line", "sentence"),
     [

@@ -43,12 +43,13 @@ def test_a_profile_is_played_under_every_policy(run, tmp_path):
     assert "…" not in result.output
 
 
-def test_a_trace_file_for_the_experts_of_a_configuration(run, tmp_path):
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_trace_file_for_the_experts_of_a_configuration(run, tmp_path, encoding):
     config, trace = tmp_path / "serve.yaml", tmp_path / "trace.jsonl"
     config.write_text(CONFIG)
     names = ["coder", "mathematician"] * 3
     lines = [{"arrival_seconds": n, "expert": name, "output_tokens": 50} for n, name in enumerate(names)]
-    trace.write_text("\n".join(map(json.dumps, lines)))
+    trace.write_text("\n".join(map(json.dumps, lines)), encoding=encoding)
     result, figures = run(config, "--trace", trace, "--policy", "coe")
     assert result.exit_code == 0, result.output
     assert set(figures["policies"]) == {"coe"}

@@ -72,6 +72,15 @@ def test_this_machine_is_never_reached_through_a_proxy(address: str) -> None:
         ("[2001:db8::1]:8001", "http://[2001:db8::1]:8000/v1", False),
         ("2001:db8::/32", "http://[2001:db8::1]:8000/v1", True),
         ("api.example.com", "https://api.example.com./v1", True),
+        ("2.3", "http://10.1.2.3:8000/v1", False),
+        ("[2001:DB8:0::1]:8000", "http://[2001:db8::1]:8000/v1", True),
+        ("fe80::1", "http://[fe80::1%25eth0]:8000/v1", True),
+        ("10.0.0.1", "http://10.1:8000/v1", True),
+        ("10.0.0.0/8", "http://10.1:8000/v1", True),
+        ("10.1", "http://10.0.0.1:8000/v1", True),
+        ("m\u00fcnchen.example", "https://xn--mnchen-3ya.example/v1", True),
+        ("XN--MNCHEN-3YA.example", "https://m\u00fcnchen.example/v1", True),
+        (".m\u00fcnchen.example", "https://api.m\u00fcnchen.example/v1", True),
     ],
 )
 def test_no_proxy_names_the_hosts_reached_without_a_proxy(exceptions: str, address: str, is_direct: bool) -> None:

@@ -46,6 +46,19 @@ def test_what_was_not_sent_again_here_may_be_sent_again_by_the_client():
     assert "x-should-retry" not in error_response(errors.EngineDied("x")).headers
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/nothing%0Athere"])
+def test_a_line_break_of_the_request_does_not_cut_the_sentence(path):
+    with running_server({"only": simulated("only")}) as server:
+        body = json.dumps({"model": "a\nb", "messages": [{"role": "user", "content": "hello"}]})
+        method = "POST" if "chat" in path else "GET"
+        status, _, raw = server.ask(method, path, body if method == "POST" else None)
+    told = json.loads(raw)["error"]["message"]
+    assert status == 404
+    assert told.endswith("lists the paths" if "nothing" in path else "only"), told
+    assert "\\n" in told
+    assert "\n" not in told
+
+
 def test_what_is_refused_at_the_door_and_behind_it_has_anthropics_types():
     ring = Keyring((Key(name="alice", sha256=hashed("coe-alice")),))
     with running_server({"a": simulated("a")}, keyring=ring) as server:

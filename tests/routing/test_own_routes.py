@@ -150,6 +150,13 @@ def test_examples_may_stand_in_a_file(tmp_path: Path) -> None:
     )
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_example(tmp_path: Path) -> None:
+    (tmp_path / "law.txt").write_text("\r\n".join(LAW), encoding="utf-8-sig", newline="")
+    law = {"expert": "lawyer", "examples_file": "law.txt"}
+    read = read_routes(written(tmp_path, {"routes": {"law": law}, "default": {"expert": "g", "examples": [JOKE]}}))
+    assert read.routes["law"].examples == [*LAW]
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [

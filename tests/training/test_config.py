@@ -241,6 +241,9 @@ def test_a_presets_factor_is_measured_from_its_outcomes_unless_it_is_given(tmp_p
     config = read_config(written(tmp_path, {**LEAST, "experts": [QWEN, thinker, given, unrecorded]}))
     assert config.costs("active_params_b") == [8.0, 8.0 * 2.5, 24.0, 8.0]
     assert measured_cost_factors({**LEAST, "experts": [QWEN, thinker, given]}, tmp_path) == {"thinker": 2.5}
+    for recorded in tmp_path.glob("*.jsonl"):
+        recorded.write_text(recorded.read_text(encoding="utf-8"), encoding="utf-8-sig")
+    assert measured_cost_factors({**LEAST, "experts": [QWEN, thinker]}, tmp_path) == {"thinker": 2.5}, "with a mark"
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "ndjson"])

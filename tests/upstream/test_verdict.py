@@ -267,6 +267,8 @@ ERRORS = {
     "in text, with a code": (event(error="boom", code=401), 401),
     "by its name": (event("error", message="boom", code=503), 503),
     "by its name, in text": (b"event: error\ndata: boom\n\n", 502),
+    "by its name, without a word": (b"event: error\ndata: {}\n\n", 502),
+    "by its name, with nothing": (b"event: error\ndata:\n\n", 502),
     "by its type": (event(type="error", code="server_error", message="boom"), 500),
     "of an older server": (event(object="error", message="boom", code=500), 500),
     "Anthropic's": (event("error", type="error", error={"type": "overloaded_error", "message": "boom"}), 529),

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from coe_server.errors import DatasetError
+from router_training.collect.judge import read_template
 from router_training.collect.settings import CollectConfig
 from tests.training.recorded import write_jsonl
 from tests.training.stand_in_endpoint import Body, Says, StandIn, endpoint
@@ -189,6 +190,12 @@ def test_rescoring_with_another_template_queries_the_judge_alone(tmp_path: Path)
     assert [body["model"] for body in new] == ["judge"] * 6
     assert "question 0 (a answers question 0)" in str(new)
     assert tally.by_expert["c"].mean_score == 1.0
+
+
+def test_a_byte_order_mark_is_no_part_of_a_template(tmp_path: Path) -> None:
+    shipped = read_template("grade", None).text
+    (tmp_path / "mine.txt").write_text(shipped, encoding="utf-8-sig")
+    assert read_template("grade", tmp_path / "mine.txt").text == shipped
 
 
 def test_a_template_with_the_reference_needs_one_in_every_prompt(tmp_path: Path) -> None:
