@@ -222,7 +222,8 @@ def _read_scores(outcomes: Sequence[Path], ids: Sequence[str], experts: Sequence
             column = column_of.get(text_in(path, number, row, "expert"))
             if column is None:
                 raise DatasetError(
-                    f"{path}, row {number}: unknown expert {shown_value(row['expert'])} (known: {', '.join(experts)})"
+                    f"{path}, row {number}: unknown expert {shown_value(row['expert'])} (known: {', '.join(experts)});"
+                    " leave its outcomes out, or name it among the experts"
                 )
             position = row_of.get(asked := text_in(path, number, row, "prompt_id"))
             if position is None:
