@@ -70,7 +70,7 @@ def remap(folder: Path, out: Path, options: MapOptions, track: Track, prepare: P
         solved["ratings"] = {"used": rated.used, "given": rated.given}
     earlier = _evaluation_before(folder, before, after, solved)
     artifacts.save(after, held_out, earlier, out, partial(_finish, before=folder))
-    if dataset is None or not dataset.measures.any():
+    if dataset is None or dataset.why_nothing_measures():
         return artifacts.load(out)
     bootstrap = Bootstrap(options.resamples, before.manifest.seed)
     measured = evaluate(artifacts.load(out), dataset, bootstrap, track, prepare)

@@ -103,13 +103,8 @@ def _require_outcomes(sides: Split, config: TrainingConfig) -> None:
         name = config.expert_names[column]
         raise DatasetError(f"expert {name!r} has no outcome: record some, or take it out of the config's experts")
     for name, part in (("training", sides.training), ("held-out", sides.held_out)):
-        if not part.measures.any():
-            raise DatasetError(
-                f"none of the {len(part)} {name} prompts has an outcome from every expert"
-                f" ({', '.join(config.expert_names)})"
-            )
-        if not (part.measures & (part.weights > 0.0)).any():
-            raise DatasetError(f"every {name} prompt with an outcome from every expert has weight 0")
+        if why := part.why_nothing_measures(f"{name} "):
+            raise DatasetError(why)
 
 
 def _require_takers(sides: Split, config: TrainingConfig) -> None:
