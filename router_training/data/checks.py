@@ -76,6 +76,9 @@ def _why_so_few(sides: Split, config: TrainingConfig) -> str:
     copies = np.concatenate((sides.training.copies, sides.held_out.copies))
     if config.data.split_by == "prompt" and (different := len(np.unique(copies))) < len(copies):
         return f": near-duplicates stay together, and {different} of them are different"
+    if config.data.split_by == "group":
+        groups = len(np.unique(np.concatenate((sides.training.groups, sides.held_out.groups))))
+        return f": groups stay whole, and there {'is' if groups == 1 else 'are'} {groups}"
     return ""
 
 
