@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,6 +28,7 @@ from coe_server.routing.own_routes.draft import BUCKET_BITS, Draft, LeftOut, dra
 from coe_server.routing.probes import shown
 from coe_server.system.files import require_writable_folder
 from coe_server.system.visible import visible
+from router_training.evaluation.as_saved import as_saved
 from router_training.languages import language_of
 
 MOST_PAIRS = 5
@@ -52,19 +52,11 @@ def draft_routes(path: Path, out: Path, prompts: Sequence[Path] = (), outcomes: 
     if outcomes:
         from router_training.draft_certainty import with_certainty  # noqa: PLC0415 - loads what a plain draft spares
 
-        manifest = with_certainty(_as_saved(found, out.parent), prompts, outcomes).manifest
+        manifest = with_certainty(as_saved(found.artifact, found.held_out, out.parent), prompts, outcomes).manifest
         found = replace(found, artifact=replace(found.artifact, manifest=manifest))
     artifacts.save(found.artifact, found.held_out, None, out)
     artifacts.load(out)
     return found
-
-
-def _as_saved(found: Draft, beside: Path) -> artifacts.Artifact:
-    """The draft written to a temporary folder and loaded with every check of the server."""
-    with tempfile.TemporaryDirectory(dir=beside, prefix=".draft.") as workplace:
-        folder = Path(workplace) / "router"
-        artifacts.save(found.artifact, found.held_out, None, folder)
-        return artifacts.load(folder)
 
 
 def show_draft(found: Draft, path: Path, console: Console, *, every: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from coe_server.routing import artifact as artifacts
-from coe_server.routing.artifact import Artifact, HeldOut
+from coe_server.routing.artifact import Artifact
 from coe_server.routing.probes import failing
 from coe_server.routing.router import Router
 from coe_server.system.files import require_writable_folder
@@ -31,6 +30,7 @@ from router_training.data.provenance import ALONE
 from router_training.data.report import duplicate_report
 from router_training.data.split import split
 from router_training.data.trained_on import hashes_of
+from router_training.evaluation.as_saved import as_saved
 from router_training.evaluation.evaluation import evaluate, main_objective
 from router_training.evaluation.gains import (
     Evidence,
@@ -87,7 +87,7 @@ def fit(config: TrainingConfig, out: Path, force: bool, track: Track) -> FitResu
     bootstrap = _bootstrap(config)
     evidence, unseen = _evidence(learned, bootstrap), _unseen_groups(learned)
     learned, handovers = with_handover(learned, unseen, bootstrap, config.shipping.harm_limit)
-    evaluation = evaluate(_as_saved(learned.draft, learned.kept, out.parent), held_out, bootstrap, track, prepare)
+    evaluation = evaluate(as_saved(learned.draft, learned.kept, out.parent), held_out, bootstrap, track, prepare)
     evaluation["leave_group_out"] = _leave_group_out(learned, unseen, bootstrap)
     evaluation["near_duplicates"] = duplicate_report(dataset, sides).as_json()
     evaluation["cross_validated"] = {name: found.as_json() for name, found in evidence.items()}
@@ -130,15 +130,6 @@ def _finish(folder: Path, held_out: Dataset, config: TrainingConfig) -> None:
     texts = held_out if config.report.texts else None
     write_own_and_chosen(folder, config.probes.own, texts, config.probes.per_category)
     write_report(folder)
-
-
-def _as_saved(artifact: Artifact, kept: HeldOut, beside: Path) -> Artifact:
-    """The artifact written to a temporary folder and loaded with every check of the server."""
-    beside.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=beside, prefix=".fit.") as workplace:
-        folder = Path(workplace) / "draft"
-        artifacts.save(artifact, kept, None, folder)
-        return artifacts.load(folder)
 
 
 def _evidence(learned: Learned, bootstrap: Bootstrap) -> dict[str, Evidence]:

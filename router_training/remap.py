@@ -34,6 +34,7 @@ from router_training.data.dataset import Dataset, read_dataset
 from router_training.data.embeddings import Prepare, nothing_to_embed
 from router_training.data.provenance import ALONE
 from router_training.data.trained_on import prompts_trained_on
+from router_training.evaluation.as_saved import as_saved
 from router_training.evaluation.evaluation import evaluate
 from router_training.evaluation.gains import refusal
 from router_training.evaluation.metrics import Bootstrap
@@ -68,12 +69,12 @@ def remap(folder: Path, out: Path, options: MapOptions, track: Track, prepare: P
     solved: dict[str, Any] = {"from": before.version}
     if rated.given:
         solved["ratings"] = {"used": rated.used, "given": rated.given}
-    earlier = _evaluation_before(folder, before, after, solved)
-    artifacts.save(after, held_out, earlier, out, partial(_finish, before=folder))
-    if dataset is None or not dataset.measures.any():
+    if dataset is None or dataset.why_nothing_measures():
+        earlier = _evaluation_before(folder, before, after, solved)
+        artifacts.save(after, held_out, earlier, out, partial(_finish, before=folder))
         return artifacts.load(out)
     bootstrap = Bootstrap(options.resamples, before.manifest.seed)
-    measured = evaluate(artifacts.load(out), dataset, bootstrap, track, prepare)
+    measured = evaluate(as_saved(after, held_out, out.parent), dataset, bootstrap, track, prepare)
     measured["re_solved"] = {**solved, "measured": True}
     measured["n_trained_on"] = prompts_trained_on(folder, before, dataset)
     artifacts.save(_judged(after, measured), held_out, measured, out, partial(_finish, before=folder))

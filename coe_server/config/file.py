@@ -164,13 +164,14 @@ _SENTENCES = {
     "model_attributes_type": "{key}: must be a mapping of settings, not {input!r}",
     "dict_type": "{key}: must be a mapping of settings, not {input!r}",
     "list_type": "{key}: must be a list, not {input!r}",
-    "too_short": "{key}: must have at least one entry",
+    "too_short": "{key}: must have at least {entries}",
     "value_error": "{key}: {error}",
 }
 _PLAIN = (
     (r", (unable to|got a number).*", ""),
     ("^Value error, ", ""),
-    ("^Input should", "must"),
+    (r"^\w+ should", "must"),
+    ("^Input is not a valid path for .*", "must be a path"),
     ("less than or equal to", "at most"),
     ("greater than or equal to", "at least"),
     ("a valid integer", "a whole number"),
@@ -247,6 +248,7 @@ def _sentence(mistake: ErrorDetails, raw: Mapping[str, Any], tags: Mapping[str, 
         error=context.get("error"),
         tag=tag,
         found=context.get("tag"),
+        entries="one entry" if (least := context.get("min_length")) == 1 else f"{least} entries",
         tags=str(context.get("expected_tags", tags.get(tag, "those that the example shows"))).replace("'", ""),
     )
     return brief(told.removeprefix(": "), _LONGEST_CHARACTERS)  # a mistake of the whole mapping names its keys itself

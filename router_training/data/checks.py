@@ -76,6 +76,9 @@ def _why_so_few(sides: Split, config: TrainingConfig) -> str:
     copies = np.concatenate((sides.training.copies, sides.held_out.copies))
     if config.data.split_by == "prompt" and (different := len(np.unique(copies))) < len(copies):
         return f": near-duplicates stay together, and {different} of them are different"
+    if config.data.split_by == "group":
+        groups = len(np.unique(np.concatenate((sides.training.groups, sides.held_out.groups))))
+        return f": groups stay whole, and there {'is' if groups == 1 else 'are'} {groups}"
     return ""
 
 
@@ -103,13 +106,8 @@ def _require_outcomes(sides: Split, config: TrainingConfig) -> None:
         name = config.expert_names[column]
         raise DatasetError(f"expert {name!r} has no outcome: record some, or take it out of the config's experts")
     for name, part in (("training", sides.training), ("held-out", sides.held_out)):
-        if not part.measures.any():
-            raise DatasetError(
-                f"none of the {len(part)} {name} prompts has an outcome from every expert"
-                f" ({', '.join(config.expert_names)})"
-            )
-        if not (part.measures & (part.weights > 0.0)).any():
-            raise DatasetError(f"every {name} prompt with an outcome from every expert has weight 0")
+        if why := part.why_nothing_measures(f"{name} "):
+            raise DatasetError(why)
 
 
 def _require_takers(sides: Split, config: TrainingConfig) -> None:

@@ -35,6 +35,7 @@ from router_training.data.rows import (
 Ints = npt.NDArray[np.int64]
 Vector = npt.NDArray[np.float64]
 
+WHAT_ONLY_TRAINS = "synthetic prompts, and those scored by consensus or certainty beside others, only train"
 MOST_NAMED = 5  # prompts in a sentence
 OUTCOME_COLUMNS = ("prompt_id", "expert", "score", "scored_by", "fault", "output_tokens", *COLUMNS)
 
@@ -99,6 +100,18 @@ class Dataset:
     def measures(self) -> npt.NDArray[np.bool_]:
         """[n]: True for prompts with an outcome from every expert that may measure a router."""
         return np.asarray(self.has_all_outcomes & ~self.only_trains)
+
+    def why_nothing_measures(self, side: str = "") -> str | None:
+        """Why no prompt can measure a router, in a sentence; None if one can. `side`: which prompts these are."""
+        complete = self.has_all_outcomes
+        if not complete.any():
+            known = ", ".join(self.experts)
+            return f"none of the {len(self)} {side}prompts has an outcome from every expert ({known})"
+        if not self.measures.any():
+            return f"no {side}prompt with an outcome from every expert measures: {WHAT_ONLY_TRAINS}"
+        if not (self.measures & (self.weights > 0.0)).any():
+            return f"every {side}prompt with an outcome from every expert has weight 0"
+        return None
 
     def rows(self, kept: Ints) -> Dataset:
         """The prompts with these row numbers."""
@@ -222,7 +235,8 @@ def _read_scores(outcomes: Sequence[Path], ids: Sequence[str], experts: Sequence
             column = column_of.get(text_in(path, number, row, "expert"))
             if column is None:
                 raise DatasetError(
-                    f"{path}, row {number}: unknown expert {shown_value(row['expert'])} (known: {', '.join(experts)})"
+                    f"{path}, row {number}: unknown expert {shown_value(row['expert'])} (known: {', '.join(experts)});"
+                    " leave its outcomes out, or name it among the experts"
                 )
             position = row_of.get(asked := text_in(path, number, row, "prompt_id"))
             if position is None:

@@ -69,11 +69,11 @@ def evaluate(
     """The content of `evaluation.json`; unshipped objectives are measured too.
 
     `prepare` embeds the perturbed prompts of the flip rate; the prompts of `dataset` must be embedded already.
-    Raises DatasetError where no prompt has an outcome from every expert.
+    Raises DatasetError where no prompt can measure.
     """
+    if why := dataset.why_nothing_measures():
+        raise DatasetError(why)
     complete = dataset.measures & (dataset.weights > 0.0)
-    if not complete.any():
-        raise DatasetError(f"none of the {len(dataset)} prompts has an outcome from every expert")
     judged = Judged(dataset.rows(np.flatnonzero(complete)), np.array(artifact.manifest.costs()))
     router = Router(_all_shipped(artifact))
     decided = {name: decide(router, judged.dataset, name, track) for name in router.objectives}

@@ -111,7 +111,7 @@ def test_a_deleted_decision_is_unknown_to_everybody(server):
             {"decision_id": "x", "score": 1, "sore": 1},
             "sore: there is no such key; allowed: decision_id, score",
         ),
-        ({"decision_id": "x", "score": 1, "comment": "c" * 10_001}, "comment: string should have at most"),
+        ({"decision_id": "x", "score": 1, "comment": "c" * 10_001}, "comment: must have at most"),
     ],
 )
 def test_a_mistake_is_named(server, fields, sentence):

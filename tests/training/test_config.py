@@ -112,6 +112,9 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
         ({"classifier": {"folds": 1}}, "classifier.folds: must be at least 2, not 1"),
         ({"mapping": {"mode": "medium"}}, "mapping.mode: 'medium' is not one of 'soft' or 'hard'"),
         ({"mapping": {"pins": {"c": "zed"}}}, "'zed', which is not an expert"),
+        ({"data": {**LEAST["data"], "label": ""}}, "data.label: must have at least 1 character, not ''"),
+        ({"data": {**LEAST["data"], "prompts": [None]}}, "data.prompts.0: must be a path, not None"),
+        ({"data": {**LEAST["data"], "prompts": []}}, "data.prompts: must have at least one entry$"),
         ({"seed": 2**32}, "seed: must be at most 4294967295, not 4294967296"),
         (
             {"classifier": {"inverse_regularisation": 5e-324}},

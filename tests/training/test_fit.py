@@ -214,6 +214,26 @@ def test_pins_bans_and_a_cap_on_experts_hold(tmp_path: Path) -> None:
         assert router.route(Conversation.of_prompt(row["prompt"]), RouteOptions(), nearby).expert in entry.experts
 
 
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"weight": 0}, "every prompt with an outcome from every expert has weight 0"),
+        ({"synthetic": "gen"}, "no prompt with an outcome from every expert measures: synthetic prompts"),
+    ],
+)
+def test_prompts_that_cannot_measure_are_told_by_evaluate_and_leave_map_unmeasured(
+    trained: Path, tmp_path: Path, change: dict[str, Any], sentence: str
+) -> None:
+    rows = prompts(5, seed=9)
+    write_jsonl(tmp_path / "p.jsonl", [{**row, **change} for row in rows])
+    write_jsonl(tmp_path / "o.jsonl", outcomes(rows))
+    files = ("--prompts", tmp_path / "p.jsonl", "--outcomes", tmp_path / "o.jsonl")
+    code, said = run("evaluate", trained / "router", *files)
+    assert (code, sentence in said) == (2, True)
+    code, said = run("map", trained / "router", "--out", tmp_path / "new", "--budget", "0.002", *files)
+    assert (code, "not measured" in said) == (0, True)
+
+
 def test_what_is_shipped_is_printed_with_the_gain_that_it_rests_on(tmp_path: Path) -> None:
     result = runner.invoke(app, ["fit", str(write_run(tmp_path)), "--out", str(tmp_path / "router")])
     evaluation = json.loads((tmp_path / "router" / "evaluation.json").read_text())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from coe_server.errors import ConfigError
+from coe_server.errors import ConfigError, DatasetError
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.classifier import Corrections
 from coe_server.routing.conversation import Conversation
@@ -253,3 +253,17 @@ def test_a_gain_on_prompts_that_the_router_was_trained_on_is_shown_with_a_warnin
     result = runner.invoke(app, [*words, "--outcomes", str(files[1])])
     assert result.exit_code == 0, result.output
     assert "warning: the router was trained on 240 of the 320 prompts" in result.output
+
+
+def test_prompts_that_cannot_be_answered_leave_what_is_there_as_it_is(trained: Path, tmp_path: Path) -> None:
+    remap(trained, tmp_path / "new", MapOptions({"small": 0.001}), in_silence)
+    before = artifacts.load(tmp_path / "new").version
+    rows = prompts(5)
+    image = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]
+    seen = [{**row, "prompt": None, "messages": image} for row in rows]
+    files = (write_jsonl(tmp_path / "p.jsonl", seen), write_jsonl(tmp_path / "o.jsonl", outcomes(rows)))
+    options = MapOptions({"other": 0.002}, prompts=files[:1], outcomes=files[1:])
+    with pytest.raises(DatasetError, match="cannot be answered"):
+        remap(trained, tmp_path / "new", options, in_silence)
+    assert artifacts.load(tmp_path / "new").version == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "o.jsonl", "p.jsonl"]

@@ -91,6 +91,10 @@ def test_a_template_is_relative_to_the_file(tmp_path: Path) -> None:
         ({"scorer": {"kind": "judge", "mode": "pairwise", "model": "m"}}, "reference_expert is required"),
         ({"scorer": {**PAIRWISE, "mode": "grade"}}, "reference_expert is required with mode pairwise and refused"),
         ({"scorer": {"kind": "judge", "mode": "grade"}}, "scorer.model: is missing"),
+        (
+            {"scorer": {"kind": "consensus", "families": {"q": ["a"]}}},
+            "scorer.families.q: must have at least 2 entries",
+        ),
     ],
 )
 def test_a_mistake_names_its_key(tmp_path: Path, change: dict[str, Any], sentence: str) -> None:

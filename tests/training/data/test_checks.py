@@ -36,6 +36,10 @@ def data(**changes: Any) -> dict[str, Any]:
     [
         (data(held_out_share=0.9999), "data.held_out_share: 0.9999 leaves none of the 240 prompts to train on"),
         (data(held_out_share=0.0001), "data.held_out_share: 0.0001 leaves none of the 240 prompts to measure by"),
+        (
+            data(held_out_share=0.0001, split_by="group"),
+            "leaves none of the 240 prompts to measure by: groups stay whole, and there are 4",
+        ),
         (data(held_out_share=0.9911), "the 1 training prompts of 240 are too few: no category has two different ones"),
         (data(label="categroy"), "no training prompt has a 'categroy'; data.label names the column"),
         ({"mapping": {"pins": {"nocat": "fr"}}}, "pins or bans name category 'nocat', which the data does not have"),
