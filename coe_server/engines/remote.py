@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field
 
@@ -49,11 +50,14 @@ class RemoteExpert(ExpertSettings):
         return self.model
 
     def without_effect(self) -> Iterator[str]:
+        """As in the base class, and an address that is probably not whole."""
         for key, tier in (("pin", self.pin), ("preload", self.preload)):
             if tier is not None:
                 yield f"{key}: '{tier}' never applies; the expert is remote and uses no memory here"
         if self.api_key_env is not None and any(name.lower() == "authorization" for name in self.headers):
             yield "api_key_env: is never sent; the Authorization in headers replaces it"
+        if not urlsplit(self.base_url).path.strip("/"):
+            yield f"base_url: '{self.base_url}' has no path; most servers have OpenAI's API at {_OUR_PREFIX}"
 
 
 class RemoteEngine(WithoutProcess):

@@ -18,7 +18,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from coe_server.config.file import Mistake
-from coe_server.errors import RequestError, UnknownModel
+from coe_server.errors import RequestError
+from coe_server.http.model_names import unknown_model
 from coe_server.routing.conversation import Conversation, Endpoint, read_messages
 from coe_server.routing.decision import Priority, RouteOptions
 from coe_server.routing.features import Turn
@@ -303,7 +304,7 @@ def _read_model(
     if model in experts:
         return model, None
     if model not in names and (model != AUTO or len(names) > len(experts)):
-        raise UnknownModel(f"unknown model '{model}'; known: {', '.join([*names, *aliases])}", "model")
+        raise unknown_model(model, [*names, *aliases])
     return None, model.partition(":")[2] or None
 
 

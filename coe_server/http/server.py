@@ -24,13 +24,14 @@ from starlette.types import Receive, Scope, Send
 
 from coe_server.config.addresses import host_and_port
 from coe_server.config.http import TlsSettings
-from coe_server.errors import CoeError, UnknownModel
+from coe_server.errors import CoeError
 from coe_server.http.apis import APIS, AUTO
 from coe_server.http.auth import CALLER
 from coe_server.http.connection import Connection
 from coe_server.http.errors import install_error_handlers
 from coe_server.http.generate import dry_run, endpoint_of
 from coe_server.http.middleware import Middleware
+from coe_server.http.model_names import unknown_model
 from coe_server.http.paths import Paths
 from coe_server.http.rate_limits import Bodies, BodyLimits, RateLimits, Rejections
 from coe_server.http.routes.admin import Reloader, build_admin
@@ -268,7 +269,7 @@ def build_models(service: Service) -> APIRouter:
     async def one_model(name: str, request: Request) -> dict[str, Any]:
         """One of them; 404 if there is none of that name."""
         if name not in names(request):
-            raise UnknownModel(f"unknown model '{name}'; known: {', '.join(names(request))}", "model")
+            raise unknown_model(name, names(request))
         return entry(name)
 
     return models

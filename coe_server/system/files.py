@@ -32,7 +32,7 @@ def replacing(file: Path, mode: int = PRIVATE_FILE) -> Iterator[TextIO]:
     """
     descriptor, draft = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as out:
+        with _named(file), os.fdopen(descriptor, "w", encoding="utf-8") as out:
             os.fchmod(out.fileno(), mode)
             yield out
             out.flush()
@@ -47,14 +47,26 @@ def replacing(file: Path, mode: int = PRIVATE_FILE) -> Iterator[TextIO]:
 def create_private(file: Path, text: str) -> None:
     """A new file with this text. Raises FileExistsError where anything is there, a link included."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with os.fdopen(os.open(file, flags, PRIVATE_FILE), "w", encoding="utf-8") as out:
-        try:
+    descriptor = os.open(file, flags, PRIVATE_FILE)
+    try:
+        with _named(file), os.fdopen(descriptor, "w", encoding="utf-8") as out:
             out.write(text)
             out.flush()
             os.fsync(out.fileno())
-        except BaseException:
-            os.unlink(file)
-            raise
+    except BaseException:
+        os.unlink(file)
+        raise
+
+
+@contextmanager
+def _named(file: Path) -> Iterator[None]:
+    """An error of writing, on a full disk say, names the file; the system names it only where it is opened."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(file)
+        raise
 
 
 def open_private(file: Path, flags: int) -> int:

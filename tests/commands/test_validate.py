@@ -250,3 +250,11 @@ def test_a_key_that_a_header_takes_the_place_of_is_named():
     (sentence,) = said(replaced)
     assert sentence == "experts.a.api_key_env: is never sent; the Authorization in headers replaces it"
     assert said(ServerConfig.model_validate({"experts": [{**remote, "headers": {"X-A": "1"}}]})) == []
+
+
+@pytest.mark.parametrize("address", ["http://a", "http://a:8000/", "https://a?api-version=1"])
+def test_an_address_without_a_path_is_named(address):
+    remote = {"name": "a", "engine": "remote", "model": "m", "base_url": address}
+    (sentence,) = said(ServerConfig.model_validate({"experts": [remote]}))
+    assert sentence.startswith("experts.a.base_url: '")
+    assert sentence.endswith("' has no path; most servers have OpenAI's API at /v1")

@@ -55,3 +55,18 @@ def test_a_row_follows_its_decision_to_the_expert_that_answers(tell):
     past = [logged(other), {**logged(second), "time": first["time"] + 0.001}]  # the log keeps when it began
     assert tell(past, events=[first, other]) == [["c2", "poet", "mapped"], ["c1", "coder", "fallback"]]
     assert tell(past, events=[first, other, second])[1] == ["c1", "coder", "fallback"]
+
+
+FILL = """async (name) => {
+    const { Activity } = await import("/page/activity.js");
+    const activity = new Activity(document.querySelector("#decisions"), document.querySelector("#moves"));
+    const move = { kind: "move", from: "disk", to: "device", seconds: 0.9998, bytes: 300 * 2 ** 20 };
+    activity.add({ ...move, time: 1764000000, expert: name });
+    return [...document.querySelectorAll(".scroll")].map((box) => box.scrollWidth - box.clientWidth);
+}"""
+
+
+def test_the_longest_name_leaves_room_for_the_columns_beside_it(visit):
+    page = visit().page
+    assert set(page.evaluate(FILL, "x" * 64)) == {0}
+    assert page.locator("#moves .number").first.inner_text() == "1.0 s"

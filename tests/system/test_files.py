@@ -1,6 +1,7 @@
 """Files for their owner alone."""
 
 import os
+import resource
 import stat
 from contextlib import contextmanager
 
@@ -13,7 +14,7 @@ from coe_server.errors import CoeError, ConfigError
 from coe_server.journal.entries import Entry
 from coe_server.journal.store import Store
 from coe_server.keys import read_keys, write_keys
-from coe_server.system.files import private_folder, replacing
+from coe_server.system.files import create_private, private_folder, replacing
 from coe_server.system.process import LOCK_FILE, state_lock
 from tests.journal.decided import MadeUp, said
 
@@ -156,6 +157,28 @@ def test_what_fails_half_way_leaves_the_file_as_it_was_and_no_draft(tmp_path):
     with pytest.raises(UnicodeEncodeError), replacing(tmp_path / "file") as out:
         out.write("half \ud800")
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("file", "before")]
+
+
+@pytest.fixture
+def full_disk():
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def written_whole(file):
+    with replacing(file) as out:
+        out.write("longer than that")
+
+
+@pytest.mark.parametrize("write", [written_whole, lambda file: create_private(file, "longer than that")])
+def test_a_file_that_the_disk_has_no_room_for_is_named_and_leaves_nothing(tmp_path, full_disk, write):
+    file = tmp_path / "some.yaml"
+    with pytest.raises(OSError, match="too large") as caught:
+        write(file)
+    assert caught.value.filename == str(file)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_key_file_that_every_user_could_write_is_refused(tmp_path):

@@ -50,22 +50,23 @@ export class Activity {
 
   #addMove(one) {
     const path = element("span", { class: "path" }, tier(one.from), " → ", tier(one.to));
-    newest(this.moves, clock(one.time), one.expert, path, number(seconds(one.seconds)), number(bytes(one.bytes)));
+    newest(this.moves, clock(one.time), name(one.expert), path, number(seconds(one.seconds)), number(bytes(one.bytes)));
   }
 
   #addFailure(one) {
-    newest(this.moves, clock(one.time), one.expert, "failed", number(""), number(""));
+    newest(this.moves, clock(one.time), name(one.expert), "failed", number(""), number(""));
   }
 }
 
 const tier = (name) => (name ? element("span", { class: "tier", "data-tier": name }, name) : "—");
 
+const name = (text) => element("td", { class: "name" }, text);
 const number = (text) => element("td", { class: "number" }, text);
 
 // The confidence is the likeliest category's: not that of `general` where it stands for a category that is not believed.
 function decided(one) {
   const sure = one.confidence === null || one.confidence === undefined || (one.category === "general" && one.reason !== "mapped") ? "" : ` ${Math.round(100 * one.confidence)}\u00a0%`;
-  return [clock(one.time), `${one.category ?? "—"}${sure}`, one.expert, one.reason.replaceAll("_", " "), tier(one.residency)];
+  return [clock(one.time), `${one.category ?? "—"}${sure}`, name(one.expert), one.reason.replaceAll("_", " "), tier(one.residency)];
 }
 
 function row(...cells) {

@@ -29,7 +29,7 @@ export function bytes(count) {
 }
 
 export function seconds(count) {
-  if (count < 1) return `${Math.round(count * 1000)} ms`;
+  if (count < 0.9995) return `${Math.round(count * 1000)} ms`;
   return count < 100 ? `${count.toFixed(1)} s` : `${Math.round(count)} s`;
 }
 
