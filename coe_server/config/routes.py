@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+import regex
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from coe_server.config.addresses import BaseUrl
 from coe_server.config.file import first_mistake, read_settings_file
@@ -27,8 +28,18 @@ def _as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
+def _an_expression(text: str) -> str:
+    try:
+        regex.compile(text, regex.IGNORECASE)
+    except regex.error as error:
+        raise ValueError(f"{text!r} is invalid: {error}") from error
+    return text
+
+
 Text = Annotated[str, Field(min_length=1, max_length=20_000)]
-Words = Annotated[list[Annotated[str, Field(min_length=1, max_length=1_000)]], BeforeValidator(_as_list)]
+Word = Annotated[str, Field(min_length=1, max_length=1_000)]
+Words = Annotated[list[Word], BeforeValidator(_as_list)]
+Expressions = Annotated[list[Annotated[Word, AfterValidator(_an_expression)]], BeforeValidator(_as_list)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -43,7 +54,7 @@ class MatchSettings(_Settings):
     system_prompt: Words = []
     path: Words = []
     key: Words = []
-    regex: Words = []
+    regex: Expressions = []
 
     @model_validator(mode="after")
     def _says_something(self) -> MatchSettings:
@@ -154,6 +165,8 @@ class RoutesFile(_Settings):
                 raise ValueError(f"routes.{name}: needs examples, examples_file, a description or a match")
             if route.tolerance > 0.0 and not self.is_rated(name):
                 raise ValueError(f"routes.{name}.tolerance: needs scores; give an expert a rating of this route")
+        if "auto" in self.expert_names:
+            raise ValueError("the name 'auto' is the router's; name an expert")
         for expert, known in self.experts.items():
             if unknown := [name for name in known.ratings if name not in self.targets]:
                 there = ", ".join(self.targets)

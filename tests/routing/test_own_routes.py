@@ -162,6 +162,8 @@ def test_a_byte_order_mark_is_no_part_of_the_first_example(tmp_path: Path) -> No
     [
         ({"general": {"expert": "a", "examples": ["x"]}}, "routes.general: this name is reserved"),
         ({"default": {"expert": "a", "examples": ["x"]}}, "routes.default: this name is reserved"),
+        ({"x": {"expert": "auto", "examples": ["x"]}}, "the name 'auto' is the router's; name an expert"),
+        ({"x": {"expert": "a", "match": {"regex": ["a", "("]}}}, "routes.x.match.regex.1: '(' is invalid: missing )"),
         ({"a": {"expert": "a"}}, "routes.a: needs examples"),
         ({"a": {"examples": ["x"]}}, "set either expert or experts"),
         ({"a": {"expert": "a", "examples": ["x"], "tolerance": 0.1}}, "routes.a.tolerance: needs scores"),
