@@ -7,6 +7,7 @@ import json
 import math
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 from rich.console import Console
@@ -14,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from coe_server.commands.load import Measured, Plan, made_up_questions, read_questions, send_load
-from coe_server.commands.terminal import bearer, mistakes_as_sentences
+from coe_server.commands.terminal import bearer, mistakes_as_sentences, tell
 from coe_server.errors import ConfigError
 from coe_server.system.visible import visible
 
@@ -71,6 +72,8 @@ def bench(
     else:
         _print(found)
     if not found["answered"]:
+        if not urlsplit(url).path.strip("/"):
+            tell(f"URL: '{url}' has no path; most servers have OpenAI's API at /v1")
         raise typer.Exit(1)
 
 

@@ -48,6 +48,14 @@ def test_errors_are_counted_by_their_code_and_nothing_answered_is_exit_code_1(ur
     (line,) = unanswered.stdout.split("\n")[:-1]  # no table of nothing, and no line broken in a file
     assert line.startswith("0 of 1 answered in ")
     assert line.endswith("; errors: 1 x cannot connect: connection refused")
+    assert "has no path" not in unanswered.stderr
+
+
+def test_an_address_without_a_path_that_answers_nothing_is_named(url):
+    address = url.removesuffix("/v1")
+    done = coe("bench", address, "--requests", "1")
+    assert done.returncode == 1
+    assert done.stderr.strip() == f"coe: URL: '{address}' has no path; most servers have OpenAI's API at /v1"
 
 
 @pytest.mark.parametrize(
