@@ -77,6 +77,16 @@ def test_an_expert_that_is_out_gives_way_to_otherwise_and_then_to_the_default(tm
     assert ask(router, LAW[0]).without_first("it failed").expert == "paralegal"
 
 
+def test_a_caller_that_may_use_no_expert_of_a_route_gets_one_that_it_may_use(tmp_path: Path) -> None:
+    router = made(tmp_path, PLAIN)
+    assert found(ask(router, CODE[0], allow=frozenset({"lawyer"}))) == ("code", "lawyer", "fallback")
+    assert found(ask(router, FOREIGN, allow=frozenset({"lawyer"}))) == ("default", "lawyer", "fallback")
+    assert found(ask(router, CODE[0], allow=frozenset({"lawyer", "generalist"}))) == ("code", "generalist", "fallback")
+    gone = {"generalist": Availability("disk", 0.0, "failed")}
+    with pytest.raises(ExpertUnavailable):
+        ask(router, CODE[0], gone, allow=frozenset({"lawyer", "generalist"}))
+
+
 def test_a_rule_comes_before_the_examples(tmp_path: Path) -> None:
     rules = {
         "words": {"expert": "a", "match": {"words": ["urgent", "as soon as possible"]}},

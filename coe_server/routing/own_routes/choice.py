@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from coe_server.config.routes import DEFAULT_ROUTE
 from coe_server.routing import selection
-from coe_server.routing.capabilities import Profile, Request
+from coe_server.routing.capabilities import Profile, Request, is_allowed
 from coe_server.routing.decision import Reason
 from coe_server.routing.exploration import Learned, Mode, explored
 from coe_server.routing.manifest import RouteEntry
@@ -36,12 +36,12 @@ class Route:
     places: Mapping[str, int]
     scores: Mapping[str, float]
 
-    def terms(self, expert: str, known: Learned) -> Terms:
-        """The expert's score with what was learned, or why the route forbids it."""
+    def terms(self, expert: str, known: Learned, anyone: bool = False) -> Terms:
+        """The expert's score with what was learned, or why the route forbids it, unless `anyone` may answer."""
         score = self.scores.get(expert)
         if known.knows(self.name):
             score = (UNRATED if score is None else score) + known.shift(self.name, expert)
-        is_named = expert in self.places or (self.entry.tolerance > 0.0 and len(self.experts) == 1)
+        is_named = anyone or expert in self.places or (self.entry.tolerance > 0.0 and len(self.experts) == 1)
         return Terms(score, score, 0.0, None if is_named else f"{NOT_OF_ROUTE} {self.name}")
 
     def rated(self, everyone: Sequence[str]) -> Sequence[str]:
@@ -110,7 +110,8 @@ class OwnRoutes:
     def _of_route(
         self, route: Route, reason: Reason, request: Request, mode: Mode, known: Learned
     ) -> tuple[Choice, list[Candidate]]:
-        found = (selection.candidate(one, request, route.terms(one.name, known)) for one in self.profiles)
+        anyone = not any(is_allowed(name, request.options) for name in route.places)  # by the request and its key
+        found = (selection.candidate(one, request, route.terms(one.name, known, anyone)) for one in self.profiles)
         candidates = selection.ordered_by(found, route.ranked(known))
         free = selection.eligible(candidates)
         first = free[0]
