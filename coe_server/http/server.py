@@ -260,11 +260,13 @@ def build_models(service: Service) -> APIRouter:
     def names(request: Request) -> tuple[str, ...]:
         return service.reach(request.scope.get(CALLER)).models
 
+    @models.head("/v1/models", include_in_schema=False)
     @models.get("/v1/models")
     async def every_model(request: Request) -> dict[str, Any]:
         """The values of `model` that the client may use: objectives of the router, experts, and aliases of both."""
         return {"object": "list", "data": [entry(name) for name in names(request)]}
 
+    @models.head("/v1/models/{name:path}", include_in_schema=False)
     @models.get("/v1/models/{name:path}")
     async def one_model(name: str, request: Request) -> dict[str, Any]:
         """One of them; 404 if there is none of that name."""

@@ -119,6 +119,15 @@ def test_a_method_that_a_path_does_not_have_is_refused_with_those_that_it_has(se
     assert json.loads(raw)["error"]["message"] == "PUT /v1/decisions/7: method not allowed; use DELETE, GET"
 
 
+@pytest.mark.parametrize("path", ["/", "/v1/models", "/v1/models/math", "/healthz", "/readyz", "/v1/models/chess"])
+def test_a_probe_with_head_has_the_status_and_headers_of_get(server, path):
+    status, headers, _ = server.ask("GET", path)
+    probed, its_headers, raw = server.ask("HEAD", path)
+    assert (probed, raw) == (status, b"")
+    assert its_headers["content-type"] == headers["content-type"]
+    assert its_headers["content-length"] == headers["content-length"]
+
+
 def test_health_readiness_and_the_operators_view(server):
     assert server.ask("GET", "/healthz")[0] == 200
     assert server.ask("GET", "/readyz")[0] == 200

@@ -32,6 +32,7 @@ def build_page(service: Service) -> APIRouter:
     page = APIRouter()
     files = {path.name: path.read_bytes() for path in _FILES.iterdir() if path.suffix in _TYPES}
 
+    @page.head("/", include_in_schema=False)
     @page.get("/", include_in_schema=False)
     async def index() -> Response:
         """The page."""
