@@ -44,7 +44,7 @@ CONTEXT_CODES = _codes("context_length_exceeded exceed_context_size context_wind
 CONTEXT_WORDS = re.compile(
     r"context[ _]?(length|size|window|limit)|(maximum|max) (prompt|input|sequence|model) length|max_(model|seq)_len"
     r"|(prompt|input|request|message|conversation)s? (\(.{0,60}\) )?(is|are|was) too (long|large)"
-    r"|(messages|prompt|input|instructions)[\w\[\].]*['\"]?: string too long"
+    r"|(messages|prompt|input|instructions)[\w\[\].]{0,80}['\"]?: string too long"
     r"|max(_completion|_output)?_tokens.{0,60}(too large|maximum allowed)|at most \d+ (completion|output) tokens"
     r"|too many (input |prompt )?tokens|valid range of max_tokens|(request|prompt|input) too (large|long)"
     r"|range of (input|prompt|max_tokens)\b.{0,20} should be|reduce the length of the (messages|prompt|input)"
