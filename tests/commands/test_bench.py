@@ -96,7 +96,10 @@ def said(*events):
     return Says(200, *(b"data: " + event + b"\n\n" for event in events), headers=EVENTS)
 
 
-ODD = said(b"null", b"[]", b"5", b'{"choices":5}', b'{"choices":[null,{"delta":"x"}]}', b'{"error":"no"}', b"[DONE]")
+WORD = b'{"choices":[{"delta":{"content":"bon"}}]}'
+ODD = said(
+    *(WORD, b"null", b"[]", b"5", b'{"choices":5}', b'{"choices":[null,{"delta":"x"}]}', b'{"error":"no"}', b"[DONE]")
+)
 NO_ERROR = said(b'{"error":null,"choices":[{"delta":{"content":"bon"}}]}', b"[DONE]")
 THOUGHT = said(
     *(b'{"choices":[{"delta":{"%s":"hm"}}]}' % kind for kind in (b"reasoning_content", b"reasoning")), b"[DONE]"
@@ -106,7 +109,7 @@ WHOLE = Says(200, b'{"choices":[{"message":{"content":"bon"}}]}')
 
 @pytest.mark.parametrize(
     ("answer", "errors", "tokens"),
-    [(ODD, ["engine_died"], 0), (NO_ERROR, [], 1), (THOUGHT, [], 2), (WHOLE, ["not a stream of events"], 0)],
+    [(ODD, ["engine_died"], 1), (NO_ERROR, [], 1), (THOUGHT, [], 2), (WHOLE, ["not a stream of events"], 0)],
     ids=["odd", "no error", "thought", "whole"],
 )
 def test_what_other_servers_say_is_counted_and_never_a_traceback(answer, errors, tokens):
