@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import select
 import signal
 import socket
 import subprocess
@@ -155,10 +156,10 @@ class Connections:
 
 
 def is_closed_by_peer(connection):
-    try:
-        return connection.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK) == b""
-    except BlockingIOError:
+    if not select.select([connection], [], [], 0)[0]:
         return False
+    try:
+        return connection.recv(1, socket.MSG_PEEK) == b""
     except ConnectionError:
         return True
 

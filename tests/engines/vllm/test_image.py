@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import uvloop
 
+from coe_server.engines.vllm import image as image_module
 from coe_server.engines.vllm.image import WeightImage
 from coe_server.errors import EngineError
 from tests.engines.conftest import eventually, runs
@@ -131,7 +132,9 @@ def test_a_closed_image_is_gone_with_its_holder_and_may_be_closed_again(told: To
     told(story)
 
 
-def test_a_holder_that_stands_still_is_closed_all_the_same(told: Told) -> None:
+def test_a_holder_that_stands_still_is_closed_all_the_same(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_module, "_END_SECONDS", 0.5)
+
     async def story(image: WeightImage) -> None:
         os.kill(image.pid, signal.SIGSTOP)
         await image.close()
@@ -195,6 +198,7 @@ def left_open() -> Iterator[None]:
 
 SERVER = """
 import asyncio
+from coe_server.engines.vllm import image as image_module
 from coe_server.engines.vllm.image import WeightImage
 
 async def main():
