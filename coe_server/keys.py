@@ -20,7 +20,7 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from coe_server.config.file import first_mistake
+from coe_server.config.mistakes import first_mistake
 from coe_server.errors import ConfigError
 from coe_server.system.files import private_folder, replacing
 

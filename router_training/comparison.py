@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from coe_server.config.file import first_mistake
+from coe_server.config.mistakes import first_mistake
 from coe_server.errors import DatasetError
 from coe_server.routing.intervals import FEWEST, Interval, interval
 from router_training.config import Share

@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from coe_server.config.addresses import BaseUrl
-from coe_server.config.file import first_mistake, read_settings_file
+from coe_server.config.file import read_settings_file
+from coe_server.config.mistakes import first_mistake
 from coe_server.config.proxies import Proxies, Proxy
 from coe_server.config.types import ServedName, clean_secret
 from coe_server.errors import ConfigError

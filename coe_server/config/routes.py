@@ -13,7 +13,8 @@ import regex
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from coe_server.config.addresses import BaseUrl
-from coe_server.config.file import first_mistake, read_settings_file
+from coe_server.config.file import read_settings_file
+from coe_server.config.mistakes import first_mistake
 from coe_server.config.types import ServedName
 from coe_server.errors import ConfigError
 

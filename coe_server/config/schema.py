@@ -12,8 +12,9 @@ from pydantic import Field, PrivateAttr, ValidationError
 
 from coe_server.config.addresses import WebAddress
 from coe_server.config.environment import Environment, secret_variables
-from coe_server.config.file import all_mistakes, read_settings_file
+from coe_server.config.file import read_settings_file
 from coe_server.config.http import HttpSettings, small_room_for_bodies
+from coe_server.config.mistakes import all_mistakes
 from coe_server.config.nodes import NodesSettings, Role, node_mistakes
 from coe_server.config.proxies import Proxies
 from coe_server.config.router import RouterSettings

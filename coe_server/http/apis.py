@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from coe_server.config.file import Mistake
+from coe_server.config.mistakes import Mistake
 from coe_server.errors import RequestError
 from coe_server.http.model_names import unknown_model
 from coe_server.routing.conversation import Conversation, Endpoint, read_messages

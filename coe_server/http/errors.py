@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
-from coe_server.config.file import Mistake
+from coe_server.config.mistakes import Mistake
 from coe_server.errors import BodyTooLarge, BodyTooSlow, CoeError, RequestError, UnsupportedCoding, UpgradeRequired
 from coe_server.http.headers import HARMLESS
 from coe_server.metrics import ERRORS, Telemetry

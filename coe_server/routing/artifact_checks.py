@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 
-from coe_server.config.file import Mistake
+from coe_server.config.mistakes import Mistake
 from coe_server.config.routes import DEFAULT_ROUTE
 from coe_server.errors import ArtifactError, ConfigError
 from coe_server.routing.artifact_tensors import (

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from coe_server.config.file import Mistake, UnusableYaml, parse_yaml
+from coe_server.config.file import UnusableYaml, parse_yaml
+from coe_server.config.mistakes import Mistake
 from coe_server.errors import ArtifactError, CoeError
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import Availability, RouteOptions

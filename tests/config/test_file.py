@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from coe_server.config.file import LONGEST_FILE_BYTES, UnusableYaml, parse_yaml, plainly, read_settings_file
+from coe_server.config.file import LONGEST_FILE_BYTES, UnusableYaml, parse_yaml, read_settings_file
+from coe_server.config.mistakes import plainly
 from coe_server.config.schema import load_config
 from coe_server.errors import ConfigError
 

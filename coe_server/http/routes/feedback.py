@@ -15,7 +15,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import Response
 
-from coe_server.config.file import Mistake
+from coe_server.config.mistakes import Mistake
 from coe_server.errors import RequestError, UnknownDecision
 from coe_server.http.auth import CALLER, Reach
 from coe_server.http.bodies.body import read_body

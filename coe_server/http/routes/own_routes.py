@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from coe_server.config.file import Mistake
+from coe_server.config.mistakes import Mistake
 from coe_server.config.routes_text import with_example
 from coe_server.errors import CoeError, ConfigError, ReloadRefused, RequestError, UnknownDecision
 from coe_server.http.bodies.body import read_body

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from coe_server.config.file import Mistake
+from coe_server.config.mistakes import Mistake
 from coe_server.errors import ArtifactError
 from coe_server.routing.manifest import Manifest, Name
 
