@@ -1,6 +1,6 @@
 """Does the controller keep a budget? Routes held-out prompts one after the other and prints the last 1,000's cost.
 
-    python benchmarks/budget_window.py train.yaml [--orders 20] [--in-flight 64]
+    python -m benchmarks.budget_window train.yaml [--orders 20] [--in-flight 64]
 
 Each budget of the config is tried with the controller and with the stored multiplier alone, on prompts in random order
 and on traffic that changes halfway. A request's cost is known to the controller `--in-flight` decisions later.

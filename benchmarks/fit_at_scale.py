@@ -3,7 +3,7 @@
 A Markov chain of words makes the prompts from recorded ones (../shared/data, or the demo's if that is missing). Prints
 the time of every stage that has a progress bar, and the longest time without a bar.
 
-    python benchmarks/fit_at_scale.py --prompts 100000 [--classifier logistic] [--write] [--profile FILE]
+    python -m benchmarks.fit_at_scale --prompts 100000 [--classifier logistic] [--write] [--profile FILE]
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def _text(options: argparse.Namespace, result: FitResult, stages: Stages, took: 
     silence, after = max(stages.silences)
     rows = [(what, spent) for what, spent in stages.bars.items() if spent.wall >= SHOWN_SECONDS]
     shipped = [name for name, why in result.refusals.items() if why is None]
-    command = f"python benchmarks/fit_at_scale.py --prompts {options.prompts} --classifier {options.classifier}"
+    command = f"python -m benchmarks.fit_at_scale --prompts {options.prompts} --classifier {options.classifier}"
     return "\n".join(
         [
             "## Training at scale",

@@ -1,7 +1,7 @@
 """What a gateway costs: direct, the floor, ours, LiteLLM's auto router, NeMo Switchyard; same upstream, same core.
 
-    python benchmarks/gateway.py --artifact artifacts/demo-router --litellm VENV --switchyard VENV
-    python benchmarks/gateway.py --artifact artifacts/demo-router --seconds 3 --no-write     # ours alone, short
+    python -m benchmarks.gateway --artifact artifacts/demo-router --litellm VENV --switchyard VENV
+    python -m benchmarks.gateway --artifact artifacts/demo-router --seconds 3 --no-write     # ours alone, short
 
 Needs wrk, nginx, gcc and node. A peer without its environment is left out. One gateway at a time is measured on the
 second core; wrk (or node) and the upstream share the first. The floor is `pass_through.py`. The floor and ours run at
@@ -412,7 +412,7 @@ def _text(seconds: float, rows: list[Row], streams: dict[str, Any]) -> str:
     lines = [
         "## Gateway",
         "",
-        f"`python benchmarks/gateway.py --artifact artifacts/demo-router --seconds {seconds:g} --litellm VENV"
+        f"`python -m benchmarks.gateway --artifact artifacts/demo-router --seconds {seconds:g} --litellm VENV"
         " --switchyard VENV`. Upstream:",
         "nginx with one fixed answer. Load: wrk with the demo's 300 held-out prompts. One gateway at a time runs on",
         "the second core, wrk and nginx on the first.",

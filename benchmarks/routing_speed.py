@@ -4,7 +4,7 @@ Trains an artifact on ../shared/data (or takes --artifact) and routes prompts of
 texts. Measured in the same run for comparison: scikit-learn's TF-IDF of words and characters alone, and aurelio's
 semantic-router with the same categories if --semantic-router names a Python that can import it.
 
-    python benchmarks/routing_speed.py --write [--semantic-router OTHER/bin/python]
+    python -m benchmarks.routing_speed --write [--semantic-router OTHER/bin/python]
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def main() -> None:
         lines.append(_line("semantic-router, TF-IDF encoder", _peer(options, rows, asked)))
     talks = [Conversation.of_prompt(text) for text in rows["prompt"]]
     lines += ["", *_sentences(router, folder, talks, rows["prompt"][:200])]
-    command = f"`python benchmarks/routing_speed.py --suite {options.suite}`"
+    command = f"`python -m benchmarks.routing_speed --suite {options.suite}`"
     clock = "milliseconds of processor time" if options.processor_time else "milliseconds"
     text = "\n".join(["## Routing speed", "", f"{command}: text in, decision out, one thread, {clock}.", "", *lines])
     print(text)
